@@ -1,0 +1,155 @@
+"""What a contributor implements: a model version (exporter/models) or a target (exporter/targets)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from runtimes.contract import TensorSpec
+from runtimes.manifest import Graph, Precision, StateTensor
+
+Weights = Mapping[str, torch.Tensor]
+"""BlinkDL tensor names to tensors, read (and mapped from disk) when looked up."""
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Told about long work: `with progress("writing weights", total=bytes) as advance: advance(n)`."""
+
+    def __call__(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]: ...
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How the primitives are written for one compiler; every spelling computes the same function.
+
+    norm:      "layer_norm" one fused op; "linear" means taken by a matmul with a constant row (XNNPACK)
+    head_norm: the same choice for the group norm over heads; "layer_norm_affine" adds explicit ones and zeros (QNN)
+    reduce:    sums over the last axis: "sum", or "linear" as above
+    contract:  matrix times vector: "matmul" or "multiply" and reduce
+    """
+
+    norm: Literal["layer_norm", "linear"] = "layer_norm"
+    head_norm: Literal["layer_norm", "layer_norm_affine", "linear"] = "layer_norm"
+    reduce: Literal["sum", "linear"] = "sum"
+    contract: Literal["matmul", "multiply"] = "matmul"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a checkpoint is, read from its tensors' shapes.
+
+    version: "4", "5.0", "5.1", "5.2", "6", "7" or "7a"
+    state:   in graph order, layer by layer
+    """
+
+    version: str
+    layers: int
+    width: int
+    heads: int
+    head_size: int
+    vocab: int
+    ln_x_eps: float
+    state: tuple[TensorSpec, ...]
+
+
+class Version(Protocol):
+    """A module exporter/models/v7.py; it knows no target."""
+
+    def matches(self, weights: Weights) -> bool:
+        """Whether these tensor names are this file's versions; names only, no tensor is read."""
+
+    def spec(self, weights: Weights, ln_x_eps: float) -> ModelSpec:
+        """Dimensions from the shapes; raises BadCheckpoint naming the tensor that does not fit."""
+
+    def build(self, spec: ModelSpec, weights: Weights, spelling: Spelling) -> torch.nn.Module:
+        """A pure module (tokens[T], *state) -> (logits[1, V], *state), parameters on the meta device.
+
+        `exporter.models.parameters.recipes(module)` says how each parameter is computed from `weights`.
+        """
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice a target offers, set by `-O name=value`."""
+
+    name: str
+    values: tuple[str, ...]
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is true of one place a model can run; data, no code.
+
+    name:       "coreml"
+    runtime:    the file of runtimes/backends that opens it
+    device:     that runtime's device
+    precisions: what -p accepts, the default first
+    tolerance:  row of validation/tolerances.toml, with {precision} filled in
+    prefill:    whether fixed-length graphs of several tokens can be written beside the step
+    also_runs:  other "runtime:device" places that open the same artifact
+    """
+
+    name: str
+    summary: str
+    runtime: str
+    device: str
+    precisions: tuple[str, ...]
+    tolerance: str
+    spelling: Spelling = Spelling()
+    options: tuple[Option, ...] = ()
+    prefill: bool = False
+    also_runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export as a target file sees it.
+
+    model:   the step module, its parameters on the meta device
+    load:    parameter name -> its value, float32, read from the checkpoint now
+    prefill: graph sizes wanted beside 1
+    """
+
+    target: Target
+    precision: str
+    options: Mapping[str, str]
+    prefill: tuple[int, ...]
+    spec: ModelSpec
+    model: torch.nn.Module
+    load: Callable[[str], torch.Tensor]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a target file left in the folder."""
+
+    graphs: tuple[Graph, ...]
+    state: tuple[StateTensor, ...]
+    precision: Precision
+    tools: Mapping[str, str]
+    usage: Mapping[str, str] = field(default_factory=dict)
+
+
+class TargetFile(Protocol):
+    """A module exporter/targets/coreml.py; it knows no model version.
+
+    usage in Written: extra sections of the artifact's README, title -> Markdown
+    """
+
+    TARGETS: tuple[Target, ...]
+
+    def missing(self) -> str | None:
+        """Why this machine cannot export these targets, as a sentence, or None."""
+
+    def export(self, job: Job, folder: Path) -> Written:
+        """Write graph files into `folder` (empty, temporary) and describe them."""

@@ -1,0 +1,1 @@
+"""One file per runtime; the folder is the list."""

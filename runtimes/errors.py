@@ -1,0 +1,59 @@
+"""The exceptions every part raises on bad input; not a place for messages about our own bugs.
+
+RwkvExportError          what went wrong, with the value; `hint` says what to do; `exit_code` is the process's
+├── CheckFailed     (1)  the check ran and the answer is no
+├── WrongCall       (2)  an argument cannot be meant as given
+│   ├── BadCheckpoint    the file is not a checkpoint that can be exported
+│   └── BadArtifact      the folder is not an artifact, or not the one that was written
+└── Missing         (3)  this machine lacks something: a package, a device, a file, disk space
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RwkvExportError(Exception):
+    """Base of all deliberate errors: `message` is one line with the offending value, `hint` one action."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CheckFailed(RwkvExportError):
+    """A check was carried out and failed."""
+
+    exit_code = 1
+
+
+class WrongCall(RwkvExportError):
+    """An argument cannot be meant as given."""
+
+    exit_code = 2
+
+
+class BadCheckpoint(WrongCall):
+    """A checkpoint is truncated, malicious, incomplete or of a version that cannot be exported."""
+
+
+class BadArtifact(WrongCall):
+    """An artifact folder is incomplete, altered, or written by an incompatible schema."""
+
+
+class Missing(RwkvExportError):
+    """This machine lacks what the request needs."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known words first, then all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    listing = f"known: {', '.join(known)}"
+    return f"did you mean {close[0]!r}? {listing}" if close else listing

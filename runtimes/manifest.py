@@ -1,0 +1,205 @@
+"""manifest.json: what an artifact is, file by file and tensor by tensor; it holds no weights and no results.
+
+Unknown keys are refused, there are no timestamps, and the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from runtimes.contract import Artifact, TensorSpec
+from runtimes.errors import BadArtifact
+from runtimes.schema import SchemaError, from_plain, to_plain
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What was exported; `version` is "4", "5.0", "5.1", "5.2", "6", "7" or "7a"."""
+
+    name: str
+    version: str
+    layers: int
+    width: int
+    heads: int
+    head_size: int
+    vocab: int
+    ln_x_eps: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint it came from; `sha256` identifies it, `file` is only its name."""
+
+    file: str
+    format: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where it is meant to run, and the options it was exported with."""
+
+    name: str
+    runtime: str
+    device: str
+    precision: str
+    tolerance: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One entry point taking `tokens` token ids at once.
+
+    file:     relative path of the graph (a file, or a folder such as model.mlpackage)
+    function: entry point inside the file where it holds several, else None
+    input, input_dtype: the token input, of shape (tokens,)
+    output:   the logits output, (1, vocab), for the last token
+    """
+
+    tokens: int
+    file: str
+    input: str
+    input_dtype: str
+    output: str
+    function: str | None = None
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One state tensor as the graphs carry it: fields as in TensorSpec, with the port names.
+
+    input, output: graph port names; equal when the runtime holds the state itself (Core ML MLState).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    fill: float
+    input: str
+    output: str
+
+    def spec(self) -> TensorSpec:
+        """The tensor without its port names."""
+        return TensorSpec(self.name, self.shape, self.dtype, self.axes, self.fill)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors that stayed in a wider type than the precision says, and why. `tensors` is a name or pattern."""
+
+    tensors: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Storage and arithmetic types, e.g. fp16 storage with fp32 arithmetic."""
+
+    weights: str
+    compute: str
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """kind: "bytes" (id = byte + 1), "world", "pile" or "none"; file is null where the kind needs none."""
+
+    kind: str
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the folder, `path` relative with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole document. `initial_state` names an .npz of tuned initial state tensors, or is null."""
+
+    schema: int
+    model: Model
+    source: Source
+    target: Target
+    precision: Precision
+    graphs: tuple[Graph, ...]
+    state: tuple[StateTensor, ...]
+    tokenizer: Tokenizer
+    files: tuple[File, ...]
+    tools: Mapping[str, str]
+    initial_state: str | None = None
+
+
+def write(manifest: Manifest, folder: Path) -> None:
+    """Write manifest.json into `folder`."""
+    text = json.dumps(to_plain(manifest), indent=2, ensure_ascii=False) + "\n"
+    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path) -> Manifest:
+    """Parse and check `folder`/manifest.json without touching the other files; raises BadArtifact."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise BadArtifact(
+            f"{folder} is not an artifact: it has no {FILE_NAME}", hint="make one with `rwkv-export export`"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise SchemaError(f"schema is {schema!r}, this version reads {SCHEMA}")
+        manifest = from_plain(Manifest, document)
+    except (SchemaError, ValueError, RecursionError) as error:
+        raise BadArtifact(f"{path}: {error}", hint="export the model again with this version") from error
+    for file in manifest.files:
+        _refuse_escape(file.path, path)
+    return manifest
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read the manifest and verify every file's size and SHA-256; raises BadArtifact."""
+    manifest = read(folder)
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            raise BadArtifact(f"{folder} lacks {file.path}", hint="copy the whole folder, or export again")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BadArtifact(f"{path} has {size} bytes, the manifest says {file.bytes}", hint="export again")
+        if sha256(path) != file.sha256:
+            raise BadArtifact(f"{path} does not match its SHA-256 in the manifest", hint="export again")
+    return Artifact(folder, manifest)
+
+
+def list_files(folder: Path) -> tuple[File, ...]:
+    """Every file below `folder` but the manifest, in name order, with sizes and hashes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path)) for path in paths)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _refuse_escape(name: str, path: Path) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+        raise BadArtifact(f"{path}: file path {name!r} leaves the artifact folder")

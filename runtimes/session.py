@@ -1,0 +1,124 @@
+"""The session every runtime with explicit state shares: state as named arrays, prompts fed by the fewest calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
+
+import numpy as np
+
+from runtimes.contract import Array, Artifact, Placement, State, Step, TensorSpec
+from runtimes.errors import BadArtifact, WrongCall
+
+Tensors = tuple[Array, ...]
+"""State in the order of the manifest's `state` list."""
+
+
+class Run(Protocol):
+    """One graph: token ids of the graph's fixed length and the state in, logits and the new state out."""
+
+    def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]: ...
+
+
+class ExplicitSession:
+    """Sessions whose state is a tuple of numpy arrays; a backend supplies one `Run` per graph size.
+
+    graphs: tokens per call -> run; 1 must be among them
+    placed: called for placement(), because some runtimes know their placement only after the first run
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        initial: Mapping[str, Array],
+        vocab: int,
+        graphs: Mapping[int, Run],
+        placed: Callable[[], Placement],
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._initial = dict(initial)
+        self._vocab = vocab
+        self._graphs = dict(sorted(graphs.items(), reverse=True))
+        self._placed = placed
+        self._close = close
+        if 1 not in self._graphs:
+            raise BadArtifact("the artifact has no single-token graph")
+
+    def initial_state(self) -> State:
+        """The tuned initial state where the artifact has one, else each tensor's fill."""
+        return self.write_state({spec.name: self._initial.get(spec.name, spec.initial()) for spec in self._specs})
+
+    def step(self, token: int, state: State) -> Step:
+        """One token; raises WrongCall for an id outside the vocabulary."""
+        return self._call(1, [token], state)
+
+    def prefill(self, tokens: Sequence[int], state: State) -> Step:
+        """A prompt of any length >= 1, largest graphs first; logits are those after the last token."""
+        if not len(tokens):
+            raise WrongCall("prefill needs at least one token")
+        seconds, rest = 0.0, list(tokens)
+        while rest:
+            size = next(size for size in self._graphs if size <= len(rest))
+            step = self._call(size, rest[:size], state)
+            state, seconds, rest = step.state, seconds + step.seconds, rest[size:]
+        return Step(step.logits, step.state, seconds)
+
+    def read_state(self, state: State) -> dict[str, Array]:
+        """Copies of the state tensors by name."""
+        return {spec.name: np.array(array) for spec, array in zip(self._specs, self._tensors(state), strict=True)}
+
+    def write_state(self, arrays: Mapping[str, Array]) -> State:
+        """A state from named tensors; names and shapes must be exactly the artifact's."""
+        names = {spec.name for spec in self._specs}
+        if set(arrays) != names:
+            odd = sorted(names.symmetric_difference(arrays))
+            raise WrongCall(f"state tensors do not match the artifact's: {', '.join(odd[:4])}")
+        for spec in self._specs:
+            if arrays[spec.name].shape != spec.shape:
+                raise WrongCall(f"{spec.name} has shape {arrays[spec.name].shape}, expected {spec.shape}")
+        return cast(State, tuple(np.ascontiguousarray(arrays[spec.name], spec.dtype) for spec in self._specs))
+
+    def placement(self) -> Placement:
+        """Where the graphs run."""
+        return self._placed()
+
+    def close(self) -> None:
+        """Release what the backend holds."""
+        self._close()
+
+    def _call(self, size: int, tokens: Sequence[int], state: State) -> Step:
+        for token in tokens:
+            if not 0 <= token < self._vocab:
+                raise WrongCall(f"token {token} is outside the vocabulary of {self._vocab}")
+        ids = np.asarray(tokens, np.int64)
+        before = time.perf_counter()
+        logits, new = self._graphs[size](ids, self._tensors(state))
+        seconds = time.perf_counter() - before
+        return Step(np.asarray(logits, np.float32).reshape(-1), cast(State, new), seconds)
+
+    @staticmethod
+    def _tensors(state: State) -> Tensors:
+        return cast(Tensors, state)
+
+
+def stored_initial_state(artifact: Artifact) -> dict[str, Array]:
+    """The tuned initial state tensors of the artifact by name, empty when it has none."""
+    name = artifact.manifest.initial_state
+    if name is None:
+        return {}
+    with np.load(artifact.folder / name, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def explicit_session(
+    artifact: Artifact,
+    graphs: Mapping[int, Run],
+    placed: Callable[[], Placement],
+    close: Callable[[], None] = lambda: None,
+) -> ExplicitSession:
+    """The session of an artifact whose `graphs` the backend has loaded."""
+    manifest = artifact.manifest
+    specs = [tensor.spec() for tensor in manifest.state]
+    return ExplicitSession(specs, stored_initial_state(artifact), manifest.model.vocab, graphs, placed, close)

@@ -1,0 +1,189 @@
+"""Results: named outcomes, parity rows and latency rows, and the JSON document that holds them. Judges nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from runtimes.errors import WrongCall
+from runtimes.schema import SchemaError, from_plain, to_plain
+
+SCHEMA = 1
+
+
+class Outcome(StrEnum):
+    """What became of one row. Only PASS counts as proof.
+
+    PASS        ran where it was asked to, within tolerance
+    FAIL        ran, outside tolerance
+    FALLBACK    ran within tolerance, but not where it was asked to
+    SUSPICIOUS  an fp16 artifact with an error of exactly zero: probably the reference compared with itself
+    MISSING     this machine lacks the runtime or device
+    ERROR       loading or running raised
+    """
+
+    PASS = "pass"
+    FAIL = "fail"
+    FALLBACK = "fallback"
+    SUSPICIOUS = "suspicious"
+    MISSING = "missing"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of comparing target and reference over a token sequence; lists hold one entry a step.
+
+    max_abs:       largest absolute logit error
+    rel_std:       max_abs / standard deviation of the reference's logits at that step
+    sqnr_db:       10 log10(sum ref^2 / sum error^2); null where the error is zero
+    kl:            KL(reference || target) over softmax, nats
+    top1, top10:   fraction of steps with equal greedy token; mean overlap of the ten likeliest
+    first_divergent: first step whose greedy token differs, or null
+    state_max_abs: state tensor -> largest absolute error over all steps
+    state_rel:     state tensor -> that error / largest absolute reference value
+    """
+
+    max_abs: tuple[float, ...]
+    rel_std: tuple[float, ...]
+    sqnr_db: tuple[float | None, ...]
+    kl: tuple[float, ...]
+    top1: float
+    top10: float
+    first_divergent: int | None
+    state_max_abs: Mapping[str, float]
+    state_rel: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest absolute logit error of any step."""
+        return max(self.max_abs)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A row of tolerances.toml: what `free` and `local` readings must keep, and why these numbers."""
+
+    name: str
+    max_abs: float
+    kl: float
+    top1: float
+    state_rel: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which artifact on which place a row speaks of. `observed` is "" where nothing ran."""
+
+    artifact: str
+    model: str
+    version: str
+    target: str
+    precision: str
+    requested: str
+    observed: str
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One artifact compared with the checkpoint it was made from.
+
+    local:   the reference's state is written before every step (measures the kernel)
+    free:    the target keeps its own state from the start (measures drift)
+    prefill: chunking ("1", "graph", "uneven") -> largest absolute logit or state error against stepping
+    reasons: each broken bound as a sentence; for MISSING and ERROR, why
+    """
+
+    identity: Identity
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    steps: int
+    bound: Bound | None = None
+    local: Reading | None = None
+    free: Reading | None = None
+    prefill: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw wall times in seconds with their summary in milliseconds; mad is the median absolute deviation."""
+
+    seconds: tuple[float, ...]
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    mad_ms: float
+    min_ms: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One artifact timed in one place.
+
+    load_s, first_token_s: once each, apart from the rest
+    decode:  one sample a generated token
+    prefill: one sample a whole prompt of `prefill.tokens` tokens
+    weight_bytes, state_bytes: read per token at least; rss_bytes: peak of the process while it ran
+    warnings: diagnoses as sentences with advice
+    """
+
+    identity: Identity
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    load_s: float = 0.0
+    first_token_s: float = 0.0
+    decode: Samples | None = None
+    prefill: Samples | None = None
+    weight_bytes: int = 0
+    state_bytes: int = 0
+    rss_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the results were made. Unknown facts are empty, never guessed."""
+
+    system: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    governor: str
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The document `validate --json` and `bench --json` write and `report` and `compare` read."""
+
+    schema: int
+    machine: Machine
+    parity: tuple[Parity, ...] = ()
+    latency: tuple[Latency, ...] = ()
+
+
+def write(results: Results, path: Path) -> None:
+    """Write results as JSON, atomically."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(to_plain(results), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: Path) -> Results:
+    """Read a results document; raises WrongCall naming the file and the place that does not fit."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and document.get("schema") != SCHEMA:
+            raise SchemaError(f"schema is {document.get('schema')!r}, this version reads {SCHEMA}")
+        return from_plain(Results, document)
+    except OSError as error:
+        raise WrongCall(f"cannot read results {path}: {error.strerror}") from error
+    except (SchemaError, ValueError, RecursionError) as error:
+        raise WrongCall(f"{path} is not a results file: {error}", hint="make one with `--json FILE`") from error

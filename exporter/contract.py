@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,35 @@ class Spelling:
 
 
 @dataclass(frozen=True)
+class Dimensions:
+    """The free sizes of a model; `ranks` are the LoRA ranks by the version's own letters."""
+
+    layers: int
+    width: int
+    head_size: int
+    ffn: int
+    vocab: int
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+
+Fill = Callable[[torch.Generator, tuple[int, ...]], torch.Tensor]
+"""Random initial values of a shape, float32, drawn from the generator."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a checkpoint: its shape, how training initialises it, and whether it may be absent."""
+
+    shape: tuple[int, ...]
+    fill: Fill
+    optional: bool = False
+
+
+Layout = Mapping[str, Entry]
+"""Every tensor of a model by BlinkDL name: what a checkpoint is checked against and what `synth` makes."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a checkpoint is, read from its tensors' shapes.
 
@@ -60,13 +89,21 @@ class ModelSpec:
 
 
 class Version(Protocol):
-    """A module exporter/models/v7.py; it knows no target."""
+    """A module exporter/models/v7.py; it knows no target. VERSIONS: the version strings it covers."""
 
-    def matches(self, weights: Weights) -> bool:
-        """Whether these tensor names are this file's versions; names only, no tensor is read."""
+    VERSIONS: tuple[str, ...]
 
-    def spec(self, weights: Weights, ln_x_eps: float) -> ModelSpec:
-        """Dimensions from the shapes; raises BadCheckpoint naming the tensor that does not fit."""
+    def matches(self, names: Collection[str]) -> str | None:
+        """Which of VERSIONS these tensor names are, or None."""
+
+    def dimensions(self, version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Dimensions:
+        """The sizes official training uses at this width (ffn width, LoRA ranks), for random checkpoints."""
+
+    def layout(self, version: str, dimensions: Dimensions) -> Layout:
+        """Every tensor a checkpoint of these dimensions has."""
+
+    def spec(self, version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
+        """Dimensions from the shapes; raises BadCheckpoint naming the tensor that does not fit the layout."""
 
     def build(self, spec: ModelSpec, weights: Weights, spelling: Spelling) -> torch.nn.Module:
         """A pure module (tokens[T], *state) -> (logits[1, V], *state), parameters on the meta device.

@@ -33,12 +33,14 @@ class Spelling:
     head_norm: the same choice for the group norm over heads; "layer_norm_affine" adds explicit ones and zeros (QNN)
     reduce:    sums over the last axis: "sum", or "linear" as above
     contract:  matrix times vector: "matmul" or "multiply" and reduce
+    l2_eps:    added to the squared norm; 1e-12 vanishes in fp16, where 1e-7 is the smallest that helps
     """
 
     norm: Literal["layer_norm", "linear"] = "layer_norm"
     head_norm: Literal["layer_norm", "layer_norm_affine", "linear"] = "layer_norm"
     reduce: Literal["sum", "linear"] = "sum"
     contract: Literal["matmul", "multiply"] = "matmul"
+    l2_eps: float = 1e-12
 
 
 @dataclass(frozen=True)

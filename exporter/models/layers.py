@@ -1,0 +1,157 @@
+"""The frame all versions share (embedding, residual blocks, head) and the token shift; no version's own maths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporter.contract import ModelSpec, Spelling
+from exporter.models.parameters import Take
+from exporter.models.primitives import LayerNorm, last, previous
+from runtimes.contract import TensorSpec
+
+LN_EPS = 1e-5  # torch's default, used by every official layer norm but ln_x
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """[1, 1, C] -> [C]."""
+    return tensor.reshape(-1)
+
+
+def complement(tensor: Tensor) -> Tensor:
+    """v4 and v5 mix x*m + prev*(1-m); as x + (prev-x)*mu that is mu = 1-m."""
+    return 1.0 - tensor.reshape(-1)
+
+
+def norm(take: Take, spelling: Spelling) -> LayerNorm:
+    """The layer norm of a scope."""
+    return LayerNorm(take("weight"), take("bias"), LN_EPS, spelling)
+
+
+def embedded(table: Tensor, *ln0: Tensor) -> Tensor:
+    """The embedding table with ln0 applied to every row, (V, C): ln0 sees nothing but the token."""
+    return F.layer_norm(table, table.shape[-1:], ln0[0], ln0[1], LN_EPS) if ln0 else table
+
+
+def embedding(take: Take) -> nn.Parameter:
+    """The (V, C) table whose rows enter block 0."""
+    ln0 = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"] if take.has("blocks.0.ln0.weight") else []
+    return take("emb.weight", *ln0, fn=embedded)
+
+
+class Linear(nn.Module):
+    """x @ weight.T (+ bias), weight (out, in)."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def project(take: Take, name: str) -> Linear:
+    """The linear `name` of a scope, with its bias where the checkpoint has one."""
+    at = take.at(name)
+    return Linear(at("weight"), at.optional("bias"))
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """LoRA factors are stored for x @ w; a linear wants (out, in)."""
+    return tensor.reshape(tensor.shape[-2:]).t()
+
+
+class TokenShift(nn.Module):
+    """x + (x of the previous token - x) * mu; the state keeps x, which is the output of the layer norm."""
+
+    def __init__(self, **mu: nn.Parameter) -> None:
+        super().__init__()
+        self.mu = nn.ParameterDict(mu)
+
+    def forward(self, x: Tensor, shift: Tensor) -> list[Tensor]:
+        """x (T, C), shift (1, C) -> one mixed input (T, C) for each mu, in order."""
+        delta = previous(x, shift) - x
+        return [x + delta * mu for mu in self.mu.values()]
+
+
+class GatedChannelMix(nn.Module):
+    """sigmoid(R @ xr) * V @ relu(K @ xk)^2, the feed-forward of v4, v5 and v6; mixing differs, so it is passed in."""
+
+    def __init__(self, take: Take, shift: TokenShift) -> None:
+        super().__init__()
+        self.shift = shift
+        self.key, self.value, self.receptance = (project(take, name) for name in ("key", "value", "receptance"))
+
+    def forward(self, tokens: Tensor, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, C), shift (1, C) -> what is added to the residual (T, C), the new shift (1, C)."""
+        xk, xr = self.shift(x, shift)
+        k = torch.relu(self.key(xk))
+        return torch.sigmoid(self.receptance(xr)) * self.value(k * k), last(x)
+
+
+class Block(nn.Module):
+    """ln1, time mix, ln2, channel mix, both residual.
+
+    time_mix:    (x, first, *state) -> (added, first, *state); `first` is what layer 0 hands to later layers within
+                 the same tokens (v7's v_first), None at layer 0 and in versions without it
+    channel_mix: (tokens, x, shift) -> (added, shift)
+    """
+
+    def __init__(self, take: Take, spelling: Spelling, time_mix: nn.Module, channel_mix: nn.Module) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = norm(take.at("ln1"), spelling), norm(take.at("ln2"), spelling)
+        self.att, self.ffn = time_mix, channel_mix
+
+    def forward(
+        self, tokens: Tensor, x: Tensor, first: Tensor | None, *state: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """tokens (T,), x (T, C), this block's state tensors -> x, first, the new state tensors."""
+        added, first, *new = self.att(self.ln1(x), first, *state[:-1])
+        x = x + added
+        added, shift = self.ffn(tokens, self.ln2(x), state[-1])
+        return x + added, first, [*new, shift]
+
+
+class StepModel(nn.Module):
+    """The whole step: pure in (tokens, *state), the same module for T = 1 and T = n.
+
+    tokens (T,) integer; state tensors in the order of ModelSpec.state; returns the last token's logits (1, V) and
+    the new state tensors in the same order.
+    """
+
+    def __init__(self, take: Take, spelling: Spelling, blocks: Sequence[Block], state_per_block: int) -> None:
+        super().__init__()
+        self.emb = embedding(take)
+        self.blocks = nn.ModuleList(blocks)
+        self.ln_out = norm(take.at("ln_out"), spelling)
+        self.head = project(take, "head")
+        self.state_per_block = state_per_block
+
+    def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """tokens (T,), state -> (logits (1, V), *state)."""
+        x, first, new = F.embedding(tokens, self.emb), None, []
+        for i, block in enumerate(self.blocks):
+            old = state[i * self.state_per_block : (i + 1) * self.state_per_block]
+            x, first, own = block(tokens, x, first, *old)
+            new += own
+        return (self.head(self.ln_out(last(x))), *new)
+
+
+def step_model(spec: ModelSpec, take: Take, spelling: Spelling, blocks: Sequence[Block]) -> StepModel:
+    """The module of `spec` from its blocks."""
+    return StepModel(take, spelling, blocks, len(spec.state) // spec.layers)
+
+
+def shift_state(i: int, part: str, width: int) -> TensorSpec:
+    """The last normalised input of block i's "att" or "ffn"."""
+    return TensorSpec(f"blocks.{i}.{part}.shift", (1, width), "float32", ("batch", "channel"))
+
+
+def wkv_state(i: int, heads: int, size: int, axes: tuple[str, str]) -> TensorSpec:
+    """The matrix state of block i; `axes` are its last two, which v7 has the other way round than v5 and v6."""
+    shape = (1, heads, size, size)
+    return TensorSpec(f"blocks.{i}.att.wkv", shape, "float32", ("batch", "head", *axes))

@@ -1,0 +1,146 @@
+"""The few operations whose spelling differs between compilers; every spelling computes the same function."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporter.contract import Spelling
+from exporter.models.parameters import constant
+
+
+class Reduce(nn.Module):
+    """Sum over the last axis, kept, times `scale`: (..., n) -> (..., 1)."""
+
+    def __init__(self, size: int, spelling: Spelling, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.row = constant(torch.full((1, size), scale)) if spelling.reduce == "linear" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., 1)."""
+        if self.row is not None:
+            return F.linear(x, self.row)
+        total = x.sum(-1, keepdim=True)
+        return total if self.scale == 1.0 else total.mul(self.scale)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with affine; eps inside the square root."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, eps: float, spelling: Spelling) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = weight, bias, eps
+        size = weight.shape[0]
+        self.mean = Reduce(size, spelling, 1.0 / size) if spelling.norm == "linear" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, C) -> (T, C)."""
+        if self.mean is None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        centred = x - self.mean(x)
+        return centred * torch.rsqrt(self.mean(centred * centred) + self.eps) * self.weight + self.bias
+
+
+class HeadNorm(nn.Module):
+    """Group norm with one group a head, then the affine over channels ("ln_x").
+
+    Written as a layer norm per head: one compiler is silently wrong with group_norm, and a fused layer norm keeps
+    the squares of the differences out of fp16's range.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, heads: int, eps: float, spelling: Spelling) -> None:
+        super().__init__()
+        self.weight, self.bias, self.heads, self.eps = weight, bias, heads, eps
+        self.size = weight.shape[0] // heads
+        affine = spelling.head_norm == "layer_norm_affine"
+        self.ones = constant(torch.ones(self.size)) if affine else None
+        self.zeros = constant(torch.zeros(self.size)) if affine else None
+        self.mean = Reduce(self.size, spelling, 1.0 / self.size) if spelling.head_norm == "linear" else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(T, H, N) -> (T, C)."""
+        if self.mean is None:
+            normed = F.layer_norm(y, (self.size,), self.ones, self.zeros, self.eps)
+        else:
+            centred = y - self.mean(y)
+            normed = centred * torch.rsqrt(self.mean(centred * centred) + self.eps)
+        return normed.reshape(-1, self.heads * self.size) * self.weight + self.bias
+
+
+class L2Normalise(nn.Module):
+    """x / ||x|| over the last axis; `spelling.l2_eps` keeps a dead head at zero instead of NaN."""
+
+    def __init__(self, size: int, spelling: Spelling) -> None:
+        super().__init__()
+        self.eps = spelling.l2_eps
+        self.sum = Reduce(size, spelling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., n)."""
+        inverse: Tensor = torch.rsqrt(self.sum(x * x) + self.eps)
+        return x * inverse
+
+
+class MatVec(nn.Module):
+    """M v over the matrix's last axis: (1, H, A, B), (1, H, B) -> (1, H, A, 1)."""
+
+    def __init__(self, size: int, spelling: Spelling) -> None:
+        super().__init__()
+        self.sum = Reduce(size, spelling) if spelling.contract == "multiply" else None
+
+    def forward(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """(1, H, A, B), (1, H, B) -> (1, H, A, 1)."""
+        if self.sum is None:
+            return matrix @ column(vector)
+        total: Tensor = self.sum(matrix * row(vector))
+        return total
+
+
+class VecMat(nn.Module):
+    """v M over the matrix's first axis: (1, H, A), (1, H, A, B) -> (1, H, B)."""
+
+    def __init__(self, size: int, spelling: Spelling) -> None:
+        super().__init__()
+        self.sum = Reduce(size, spelling) if spelling.contract == "multiply" else None
+
+    def forward(self, vector: Tensor, matrix: Tensor) -> Tensor:
+        """(1, H, A), (1, H, A, B) -> (1, H, B)."""
+        size = (1, matrix.shape[1], matrix.shape[3])
+        if self.sum is None:
+            return (row(vector) @ matrix).reshape(size)
+        total: Tensor = self.sum((matrix * column(vector)).transpose(-1, -2))
+        return total.reshape(size)
+
+
+def row(vector: Tensor) -> Tensor:
+    """(1, H, N) -> (1, H, 1, N)."""
+    _, heads, size = vector.shape
+    return vector.reshape(1, heads, 1, size)
+
+
+def column(vector: Tensor) -> Tensor:
+    """(1, H, N) -> (1, H, N, 1)."""
+    _, heads, size = vector.shape
+    return vector.reshape(1, heads, size, 1)
+
+
+def previous(x: Tensor, shift: Tensor) -> Tensor:
+    """The input one token earlier: x (T, C), shift (1, C) the last input before them -> (T, C)."""
+    return shift if x.shape[0] == 1 else torch.cat([shift, x[:-1]], 0)
+
+
+def last(x: Tensor) -> Tensor:
+    """The newest row, (T, C) -> (1, C), without an op when there is only one."""
+    return x if x.shape[0] == 1 else x[-1:]
+
+
+def at(t: int, x: Tensor) -> Tensor:
+    """One token as a slice, which every delegate takes, rather than an index: (T, ...) -> (1, ...)."""
+    return x if x.shape[0] == 1 else x[t : t + 1]
+
+
+def stack(rows: list[Tensor]) -> Tensor:
+    """T tensors (1, ...) -> (T, ...)."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 0)

@@ -1,0 +1,123 @@
+"""RWKV-4: a scalar recurrence per channel, kept in log space by a running maximum; no heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
+from exporter.models import layout as lay
+from exporter.models.layers import (
+    Block,
+    GatedChannelMix,
+    TokenShift,
+    complement,
+    flat,
+    project,
+    shift_state,
+    step_model,
+)
+from exporter.models.parameters import Take
+from exporter.models.primitives import at, last, stack
+from runtimes.contract import TensorSpec
+
+VERSIONS = ("4",)
+
+MAXIMUM_START = -1e30  # the log-domain maximum of nothing yet
+
+
+def matches(names: Collection[str]) -> str | None:
+    """v4 is the version with time_first and no ln_x."""
+    return "4" if "blocks.0.att.time_first" in names and "blocks.0.att.ln_x.weight" not in names else None
+
+
+def dimensions(version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Dimensions:
+    """Official sizes: ffn 4x; v4 has no heads, the whole width is one."""
+    return Dimensions(layers, width, width, 4 * width, vocab)
+
+
+def layout(version: str, d: Dimensions) -> Layout:
+    """Tensors and their fills, after RWKV-LM's RWKV-v4 initialisation, its zeros replaced by trained scales."""
+    entries = lay.common(d)
+    mix = Entry((1, 1, d.width), lay.uniform(0.0, 1.0))
+    for i in range(d.layers):
+        att = lay.square(d, "receptance", "key", "value", "output") | {
+            "time_decay": Entry((d.width,), lay.ramp(-5.0, 3.0, 0.7 + 1.3 * i / max(d.layers - 1, 1))),
+            "time_first": Entry((d.width,), lay.uniform(-1.7, -0.7)),
+            **{f"time_mix_{name}": mix for name in "kvr"},
+        }
+        ffn = lay.feed_forward(d) | lay.square(d, "receptance") | {f"time_mix_{name}": mix for name in "kr"}
+        entries |= lay.scoped(f"blocks.{i}.att", att) | lay.scoped(f"blocks.{i}.ffn", ffn)
+    return entries
+
+
+def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
+    """Dimensions from the shapes; `ln_x_eps` has no meaning here."""
+    vocab, width = lay.shape(weights, "emb.weight", 2)
+    layers = lay.count_layers(weights)
+    ffn, _ = lay.shape(weights, "blocks.0.ffn.key.weight", 2)
+    lay.check(weights, layout(version, Dimensions(layers, width, width, ffn, vocab)), version)
+    state = tuple(tensor for i in range(layers) for tensor in _state(i, width))
+    return ModelSpec(version, layers, width, 1, width, vocab, ln_x_eps, state)
+
+
+def _state(i: int, width: int) -> list[TensorSpec]:
+    def channel(name: str, fill: float) -> TensorSpec:
+        return TensorSpec(f"blocks.{i}.att.{name}", (1, width), "float32", ("batch", "channel"), fill)
+
+    recurrence = [channel("aa", 0.0), channel("bb", 0.0), channel("pp", MAXIMUM_START)]
+    return [shift_state(i, "att", width), *recurrence, shift_state(i, "ffn", width)]
+
+
+def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
+    """The step module, parameters on the meta device."""
+    take = Take(weights)
+    blocks = []
+    for i in range(spec.layers):
+        at_block = take.at("blocks").at(str(i))
+        ffn = at_block.at("ffn")
+        shift = TokenShift(**{name: ffn(f"time_mix_{name}", fn=complement) for name in "kr"})
+        blocks.append(Block(at_block, spelling, TimeMix(at_block.at("att")), GatedChannelMix(ffn, shift)))
+    return step_model(spec, take, spelling, blocks)
+
+
+def growth(time_decay: Tensor) -> Tensor:
+    """What the log-domain maximum loses a token: exp(time_decay)."""
+    return torch.exp(time_decay.reshape(-1))
+
+
+class TimeMix(nn.Module):
+    """y = (sum e^k v) / (sum e^k) over decaying time, the current token weighted by the bonus u."""
+
+    def __init__(self, take: Take) -> None:
+        super().__init__()
+        self.shift = TokenShift(**{name: take(f"time_mix_{name}", fn=complement) for name in "kvr"})
+        names = ("receptance", "key", "value", "output")
+        self.receptance, self.key, self.value, self.output = (project(take, name) for name in names)
+        self.decay = take("time_decay", fn=growth)
+        self.bonus = take("time_first", fn=flat)
+
+    def forward(
+        self, x: Tensor, first: Tensor | None, shift: Tensor, aa: Tensor, bb: Tensor, pp: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """x (T, C); shift, aa, bb, pp (1, C) -> added (T, C), first, shift, aa, bb, pp."""
+        xk, xv, xr = self.shift(x, shift)
+        r, k, v = torch.sigmoid(self.receptance(xr)), self.key(xk), self.value(xv)
+        ys = []
+        for t in range(x.shape[0]):
+            y, aa, bb, pp = self.recur(at(t, k), at(t, v), aa, bb, pp)
+            ys.append(y)
+        return self.output(r * stack(ys)), first, last(x), aa, bb, pp
+
+    def recur(self, k: Tensor, v: Tensor, aa: Tensor, bb: Tensor, pp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One token, all (1, C): the output reads with the bonus, the state then decays and takes k, v."""
+        now = self.bonus + k
+        q = torch.maximum(pp, now)
+        old, new = torch.exp(pp - q), torch.exp(now - q)
+        y = (old * aa + new * v) / (old * bb + new)
+        decayed = pp - self.decay
+        q = torch.maximum(decayed, k)
+        old, new = torch.exp(decayed - q), torch.exp(k - q)
+        return y, old * aa + new * v, old * bb + new, q

@@ -1,0 +1,157 @@
+"""RWKV-5.0, 5.1 and 5.2: a matrix state per head with a fixed decay; 5.1 adds a gate, 5.2 a decay per key channel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
+from exporter.models import layout as lay
+from exporter.models.layers import (
+    Block,
+    GatedChannelMix,
+    TokenShift,
+    complement,
+    project,
+    shift_state,
+    step_model,
+    wkv_state,
+)
+from exporter.models.parameters import Take
+from exporter.models.primitives import HeadNorm, Reduce, VecMat, at, column, last, row, stack
+from runtimes.errors import BadCheckpoint
+
+VERSIONS = ("5.0", "5.1", "5.2")
+
+
+def matches(names: Collection[str]) -> str | None:
+    """5.2 renamed the bonus to time_faaaa; 5.1 brought the gate."""
+    if "blocks.0.att.ln_x.weight" not in names or "blocks.0.att.time_decay" not in names:
+        return None
+    if "blocks.0.att.time_maa_x" in names:
+        return None
+    if "blocks.0.att.time_faaaa" in names:
+        return "5.2"
+    return "5.1" if "blocks.0.att.gate.weight" in names else "5.0"
+
+
+def dimensions(version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Dimensions:
+    """Official sizes: ffn 4x before 5.1, 3.5x rounded down to 32 since."""
+    ffn = 4 * width if version == "5.0" else int(width * 3.5 // 32 * 32)
+    return Dimensions(layers, width, head_size, ffn, vocab)
+
+
+def layout(version: str, d: Dimensions) -> Layout:
+    """Tensors and their fills, after RWKV-LM's RWKV-v5 initialisation, its zeros replaced by trained scales."""
+    entries = lay.common(d)
+    heads = d.width // d.head_size
+    mix = Entry((1, 1, d.width), lay.uniform(0.0, 1.0))
+    gate = ("gate",) if version != "5.0" else ()
+    names = "kvrg" if gate else "kvr"
+    per_head = (heads, d.head_size) if version == "5.2" else (heads,)
+    bonus = "time_faaaa" if version == "5.2" else "time_first"
+    for i in range(d.layers):
+        att = lay.square(d, "receptance", "key", "value", "output", *gate) | {
+            "time_decay": Entry(per_head, lay.ramp(-6.0, -1.0, 0.7 + 1.3 * i / max(d.layers - 1, 1))),
+            bonus: Entry(per_head, lay.uniform(-0.5, 0.5)),
+            "ln_x.weight": Entry((d.width,), lay.full(((1 + i) / d.layers) ** 0.7)),
+            "ln_x.bias": Entry((d.width,), lay.full(0.0)),
+            **{f"time_mix_{name}": mix for name in names},
+        }
+        ffn = lay.feed_forward(d) | lay.square(d, "receptance") | {f"time_mix_{name}": mix for name in "kr"}
+        entries |= lay.scoped(f"blocks.{i}.att", att) | lay.scoped(f"blocks.{i}.ffn", ffn)
+    return entries
+
+
+def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
+    """Dimensions from the shapes; state matrices are indexed [key, value]."""
+    vocab, width = lay.shape(weights, "emb.weight", 2)
+    layers = lay.count_layers(weights)
+    ffn, _ = lay.shape(weights, "blocks.0.ffn.key.weight", 2)
+    heads = lay.shape(weights, "blocks.0.att.time_decay", 2 if version == "5.2" else 1)[0]
+    if width % heads:
+        raise BadCheckpoint(f"blocks.0.att.time_decay has {heads} heads, which do not divide the width {width}")
+    size = width // heads
+    lay.check(weights, layout(version, Dimensions(layers, width, size, ffn, vocab)), version)
+    state = []
+    for i in range(layers):
+        wkv = wkv_state(i, heads, size, ("key", "value"))
+        state += [shift_state(i, "att", width), wkv, shift_state(i, "ffn", width)]
+    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, tuple(state))
+
+
+def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
+    """The step module, parameters on the meta device."""
+    take = Take(weights)
+    blocks = []
+    for i in range(spec.layers):
+        at_block = take.at("blocks").at(str(i))
+        ffn = at_block.at("ffn")
+        shift = TokenShift(**{name: ffn(f"time_mix_{name}", fn=complement) for name in "kr"})
+        time_mix = TimeMix(at_block.at("att"), spec, spelling)
+        blocks.append(Block(at_block, spelling, time_mix, GatedChannelMix(ffn, shift)))
+    return step_model(spec, take, spelling, blocks)
+
+
+def decay_row(time_decay: Tensor) -> Tensor:
+    """exp(-exp(time_decay)) as (1, H, N or 1, 1), along the key axis of the state."""
+    heads = time_decay.shape[0]
+    return torch.exp(-torch.exp(time_decay)).reshape(1, heads, -1, 1)
+
+
+def bonus_5_2(time_faaaa: Tensor) -> Tensor:
+    """u as it is, (1, H, N): one a key channel."""
+    return time_faaaa.reshape(1, *time_faaaa.shape)
+
+
+def bonus_5_0(time_first: Tensor) -> Tensor:
+    """u = exp(time_first), (1, H, 1): one a head."""
+    return torch.exp(time_first).reshape(1, -1, 1)
+
+
+class TimeMix(nn.Module):
+    """y = r @ (diag(u) k v^T + S), read before S = diag(w) S + k v^T; S is [key, value]."""
+
+    def __init__(self, take: Take, spec: ModelSpec, spelling: Spelling) -> None:
+        super().__init__()
+        self.heads, self.size = spec.heads, spec.head_size
+        self.gate = project(take, "gate") if take.has("gate.weight") else None
+        names = "rkvg" if self.gate else "rkv"
+        self.shift = TokenShift(**{name: take(f"time_mix_{name}", fn=complement) for name in names})
+        linears = ("receptance", "key", "value", "output")
+        self.receptance, self.key, self.value, self.output = (project(take, name) for name in linears)
+        self.decay = take("time_decay", fn=decay_row)
+        late = take.has("time_faaaa")
+        self.bonus = take("time_faaaa", fn=bonus_5_2) if late else take("time_first", fn=bonus_5_0)
+        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        at_norm = take.at("ln_x")
+        self.ln_x = HeadNorm(at_norm("weight"), at_norm("bias"), spec.heads, spec.ln_x_eps, spelling)
+
+    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
+        """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
+        xr, xk, xv, *xg = self.shift(x, shift)
+        heads = (x.shape[0], self.heads, self.size)
+        r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
+        ys = []
+        for t in range(x.shape[0]):
+            y, wkv = recur(wkv, at(t, r), at(t, k), at(t, v), self.decay, self.bonus, self.dot, self.read)
+            ys.append(y)
+        y = self.ln_x(stack(ys))
+        if self.gate is not None:
+            y = y * F.silu(self.gate(xg[0]))
+        return self.output(y), first, last(x), wkv
+
+
+def recur(
+    wkv: Tensor, r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, dot: Reduce, read: VecMat
+) -> tuple[Tensor, Tensor]:
+    """One token: r, k, v, u (1, H, N), w (1, H, N, 1), wkv (1, H, key, value) -> y (1, H, N), wkv.
+
+    The bonus term r @ (diag(u) k v^T) is taken as (r . u k) v, which needs no second matrix.
+    """
+    kv = column(k) * row(v)  # (1, H, key, value)
+    y = read(r, wkv) + dot(r * u * k) * v  # read before the update
+    return y, kv + w * wkv

@@ -1,0 +1,147 @@
+"""RWKV-6: v5.2's state with a decay and a token shift that depend on the input through low-rank maps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
+from exporter.models import layout as lay
+from exporter.models.layers import (
+    Block,
+    GatedChannelMix,
+    Linear,
+    TokenShift,
+    flat,
+    project,
+    shift_state,
+    step_model,
+    transposed,
+    wkv_state,
+)
+from exporter.models.parameters import Take
+from exporter.models.primitives import HeadNorm, Reduce, VecMat, at, column, last, previous, stack
+from exporter.models.v5 import bonus_5_2, recur
+
+VERSIONS = ("6",)
+
+MIXED = "wkvrg"  # the order of time_maa_w2's rows
+
+
+def matches(names: Collection[str]) -> str | None:
+    """v6 is the version whose token shift has a time_maa_x."""
+    return "6" if "blocks.0.att.time_maa_x" in names else None
+
+
+def dimensions(version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Dimensions:
+    """Official sizes: ffn 3.5x; LoRA ranks 32 and 64, doubled from width 4096 on."""
+    large = 2 if width >= 4096 else 1
+    ffn = int(width * 3.5 // 32 * 32)
+    return Dimensions(layers, width, head_size, ffn, vocab, {"mix": 32 * large, "decay": 64 * large})
+
+
+def layout(version: str, d: Dimensions) -> Layout:
+    """Tensors and their fills, after RWKV-LM's RWKV-v6 initialisation, its zeros replaced by trained scales."""
+    entries = lay.common(d)
+    heads = d.width // d.head_size
+    vector, mix, decay = (1, 1, d.width), d.ranks["mix"], d.ranks["decay"]
+    maa = Entry(vector, lay.uniform(0.0, 1.0))
+    for i in range(d.layers):
+        att = lay.square(d, "receptance", "key", "value", "output", "gate") | {
+            **{f"time_maa_{name}": maa for name in "x" + MIXED},
+            "time_maa_w1": Entry((d.width, 5 * mix), lay.linear(d.width, 0.5)),
+            "time_maa_w2": Entry((5, mix, d.width), lay.linear(mix, 0.3)),
+            "time_decay": Entry(vector, lay.ramp(-6.0, -1.0, 0.7 + 1.3 * i / max(d.layers - 1, 1))),
+            "time_decay_w1": Entry((d.width, decay), lay.linear(d.width, 0.5)),
+            "time_decay_w2": Entry((decay, d.width), lay.linear(decay, 0.5)),
+            "time_faaaa": Entry((heads, d.head_size), lay.uniform(-0.5, 0.5)),
+            "ln_x.weight": Entry((d.width,), lay.full(((1 + i) / d.layers) ** 0.7)),
+            "ln_x.bias": Entry((d.width,), lay.full(0.0)),
+        }
+        ffn = lay.feed_forward(d) | lay.square(d, "receptance") | {f"time_maa_{name}": maa for name in "kr"}
+        entries |= lay.scoped(f"blocks.{i}.att", att) | lay.scoped(f"blocks.{i}.ffn", ffn)
+    return entries
+
+
+def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
+    """Dimensions from the shapes; state matrices are indexed [key, value]."""
+    vocab, width = lay.shape(weights, "emb.weight", 2)
+    layers = lay.count_layers(weights)
+    ffn, _ = lay.shape(weights, "blocks.0.ffn.key.weight", 2)
+    heads, size = lay.shape(weights, "blocks.0.att.time_faaaa", 2)
+    _, five = lay.shape(weights, "blocks.0.att.time_maa_w1", 2)
+    _, decay = lay.shape(weights, "blocks.0.att.time_decay_w1", 2)
+    d = Dimensions(layers, width, size, ffn, vocab, {"mix": five // 5, "decay": decay})
+    lay.check(weights, layout(version, d), version)
+    state = []
+    for i in range(layers):
+        wkv = wkv_state(i, heads, size, ("key", "value"))
+        state += [shift_state(i, "att", width), wkv, shift_state(i, "ffn", width)]
+    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, tuple(state))
+
+
+def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
+    """The step module, parameters on the meta device."""
+    take = Take(weights)
+    blocks = []
+    for i in range(spec.layers):
+        at_block = take.at("blocks").at(str(i))
+        ffn = at_block.at("ffn")
+        shift = TokenShift(**{name: ffn(f"time_maa_{name}", fn=flat) for name in "kr"})
+        time_mix = TimeMix(at_block.at("att"), spec, spelling)
+        blocks.append(Block(at_block, spelling, time_mix, GatedChannelMix(ffn, shift)))
+    return step_model(spec, take, spelling, blocks)
+
+
+class DataDependentShift(nn.Module):
+    """Five mixed inputs whose mixing weights are themselves computed from a first mix of x with its predecessor."""
+
+    def __init__(self, take: Take) -> None:
+        super().__init__()
+        self.maa_x = take("time_maa_x", fn=flat)
+        self.down = Linear(take("time_maa_w1", fn=transposed))
+        self.maa = nn.ParameterDict({name: take(f"time_maa_{name}", fn=flat) for name in MIXED})
+        rank = self.down.weight.shape[0] // len(MIXED)
+        self.rank = rank
+        self.up = nn.ModuleList(Linear(take("time_maa_w2", fn=lambda w, n=n: w[n].t())) for n in range(len(MIXED)))
+
+    def forward(self, x: Tensor, shift: Tensor) -> list[Tensor]:
+        """x (T, C), shift (1, C) -> inputs (T, C) of w, k, v, r and g."""
+        delta = previous(x, shift) - x
+        lora = torch.tanh(self.down(x + delta * self.maa_x))  # (T, 5 * rank)
+        parts = [lora[:, n * self.rank : (n + 1) * self.rank] for n in range(len(MIXED))]  # slices: delegates take them
+        mixed = zip(self.maa.values(), self.up, parts, strict=True)
+        return [x + delta * (maa + up(part)) for maa, up, part in mixed]
+
+
+class TimeMix(nn.Module):
+    """v5.2's recurrence with w = exp(-exp(decay + tanh(xw @ w1) @ w2)) for every token."""
+
+    def __init__(self, take: Take, spec: ModelSpec, spelling: Spelling) -> None:
+        super().__init__()
+        self.heads, self.size = spec.heads, spec.head_size
+        self.shift = DataDependentShift(take)
+        linears = ("receptance", "key", "value", "gate", "output")
+        self.receptance, self.key, self.value, self.gate, self.output = (project(take, name) for name in linears)
+        self.decay_down = Linear(take("time_decay_w1", fn=transposed))
+        self.decay_up = Linear(take("time_decay_w2", fn=transposed), take("time_decay", fn=flat))
+        self.bonus = take("time_faaaa", fn=bonus_5_2)
+        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        at_norm = take.at("ln_x")
+        self.ln_x = HeadNorm(at_norm("weight"), at_norm("bias"), spec.heads, spec.ln_x_eps, spelling)
+
+    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
+        """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
+        xw, xk, xv, xr, xg = self.shift(x, shift)
+        heads = (x.shape[0], self.heads, self.size)
+        r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
+        w = torch.exp(-torch.exp(self.decay_up(torch.tanh(self.decay_down(xw))))).reshape(heads)
+        ys = []
+        for t in range(x.shape[0]):
+            y, wkv = recur(wkv, at(t, r), at(t, k), at(t, v), column(at(t, w)), self.bonus, self.dot, self.read)
+            ys.append(y)
+        y = self.ln_x(stack(ys)) * F.silu(self.gate(xg))
+        return self.output(y), first, last(x), wkv

@@ -61,11 +61,16 @@ Fill = Callable[[torch.Generator, tuple[int, ...]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a checkpoint: its shape, how training initialises it, and whether it may be absent."""
+    """One tensor of a checkpoint: its shape and how training initialises it.
+
+    optional: it may be absent
+    ignored:  it may be present in any shape, and is never read
+    """
 
     shape: tuple[int, ...]
     fill: Fill
     optional: bool = False
+    ignored: bool = False
 
 
 Layout = Mapping[str, Entry]
@@ -129,10 +134,12 @@ class Target:
     """What is true of one place a model can run; data, no code.
 
     name:       "coreml"
+    summary:    one line for people
+    spelling:   how its compiler wants the primitives written
+    options:    choices set by `-O`
     runtime:    the file of runtimes/backends that opens it
     device:     that runtime's device
-    precisions: what -p accepts, the default first
-    tolerance:  row of validation/tolerances.toml, with {precision} filled in
+    precisions: what -p accepts, the default first -> row of validation/tolerances.toml it is held to
     prefill:    whether fixed-length graphs of several tokens can be written beside the step
     also_runs:  other "runtime:device" places that open the same artifact
     """
@@ -141,8 +148,7 @@ class Target:
     summary: str
     runtime: str
     device: str
-    precisions: tuple[str, ...]
-    tolerance: str
+    precisions: Mapping[str, str]
     spelling: Spelling = Spelling()
     options: tuple[Option, ...] = ()
     prefill: bool = False
@@ -153,8 +159,7 @@ class Target:
 class Job:
     """One export as a target file sees it.
 
-    model:   the step module, its parameters on the meta device
-    load:    parameter name -> its value, float32, read from the checkpoint now
+    model:   the step module, its parameters on the meta device (exporter.models.parameters gives them values)
     prefill: graph sizes wanted beside 1
     """
 
@@ -164,13 +169,15 @@ class Job:
     prefill: tuple[int, ...]
     spec: ModelSpec
     model: torch.nn.Module
-    load: Callable[[str], torch.Tensor]
     progress: Progress
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a target file left in the folder."""
+    """What a target file left in the folder.
+
+    usage: extra sections of the artifact's README, title -> Markdown
+    """
 
     graphs: tuple[Graph, ...]
     state: tuple[StateTensor, ...]
@@ -180,10 +187,7 @@ class Written:
 
 
 class TargetFile(Protocol):
-    """A module exporter/targets/coreml.py; it knows no model version.
-
-    usage in Written: extra sections of the artifact's README, title -> Markdown
-    """
+    """A module exporter/targets/coreml.py; it knows no model version."""
 
     TARGETS: tuple[Target, ...]
 

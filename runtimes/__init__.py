@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtimes import registry
-from runtimes.contract import Session
+from runtimes.contract import Artifact, Session
 from runtimes.errors import WrongCall
 from runtimes.manifest import open_artifact
 
@@ -18,14 +18,19 @@ def open_session(artifact: str | Path, on: str | None = None) -> Session:
     """
     opened = open_artifact(Path(artifact))
     target = opened.manifest.target
-    runtime, device = registry.require(on or f"{target.runtime}:{target.device}")
-    suffixes = runtime.READS
-    if not any(graph.file.endswith(suffixes) for graph in opened.manifest.graphs):
+    return open_on(opened, on or f"{target.runtime}:{target.device}")
+
+
+def open_on(artifact: Artifact, place: str) -> Session:
+    """The second half of open_session: an artifact that is verified already, opened on `place`."""
+    runtime, device = registry.require(place)
+    graphs = artifact.manifest.graphs
+    if not any(graph.file.endswith(runtime.READS) for graph in graphs):
         raise WrongCall(
-            f"{on} reads {' '.join(suffixes)} graphs; {opened.folder.name} holds {opened.manifest.graphs[0].file}",
-            hint=f"this artifact runs on {target.runtime}",
+            f"{place} reads {' '.join(runtime.READS)} graphs; {artifact.folder.name} holds {graphs[0].file}",
+            hint=f"this artifact runs on {artifact.manifest.target.runtime}",
         )
-    return runtime.open_session(opened, device)
+    return runtime.open_session(artifact, device)
 
 
-__all__ = ["open_session"]
+__all__ = ["open_on", "open_session"]

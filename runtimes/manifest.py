@@ -189,7 +189,7 @@ def open_artifact(folder: Path) -> Artifact:
 
 def list_files(folder: Path) -> tuple[File, ...]:
     """Every file below `folder` but the manifest, in name order, with sizes and hashes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE_NAME)
     return tuple(File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path)) for path in paths)
 
 

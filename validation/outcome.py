@@ -65,7 +65,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Bound:
-    """A row of tolerances.toml: what `free` and `local` readings must keep, and why these numbers."""
+    """A row of tolerances.toml: what `free` and `local` readings must keep, and why these numbers.
+
+    rounds: the arithmetic cannot be exact, so that an error of zero is suspicious
+    """
 
     name: str
     max_abs: float
@@ -73,6 +76,7 @@ class Bound:
     top1: float
     state_rel: float
     reason: str
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Parity:
 
     local:   the reference's state is written before every step (measures the kernel)
     free:    the target keeps its own state from the start (measures drift)
-    prefill: chunking ("1", "graph", "uneven") -> largest absolute logit or state error against stepping
+    prefill: chunking ("1", "64" a graph's size, "uneven") -> largest absolute logit or state error against stepping
     reasons: each broken bound as a sentence; for MISSING and ERROR, why
     """
 

@@ -70,7 +70,7 @@ class TokenShift(nn.Module):
 
     def __init__(self, **mu: nn.Parameter) -> None:
         super().__init__()
-        self.mu = nn.ParameterDict(mu)
+        self.mu = nn.ParameterDict(list(mu.items()))  # from a dict it would sort its keys
 
     def forward(self, x: Tensor, shift: Tensor) -> list[Tensor]:
         """x (T, C), shift (1, C) -> one mixed input (T, C) for each mu, in order."""

@@ -108,6 +108,8 @@ def shape(weights: Weights, name: str, rank: int) -> tuple[int, ...]:
 def check(weights: Weights, layout: Layout, version: str) -> None:
     """Every tensor of the layout is there in its shape, axes of one aside, and nothing else is."""
     for name, entry in layout.items():
+        if entry.ignored:
+            continue
         if name not in weights:
             if not entry.optional:
                 raise BadCheckpoint(f"{name} is missing from this RWKV-{version} checkpoint", hint="it is incomplete")

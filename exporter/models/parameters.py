@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from exporter.checkpoint import check_finite
 from exporter.contract import Weights
-from runtimes.errors import BadCheckpoint
 
 Recipe = Callable[[], Tensor]
 
@@ -44,12 +44,7 @@ class Take:
 
     def _read(self, name: str) -> Tensor:
         tensor = self._weights[name].to(torch.float32)
-        odd = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if odd:
-            raise BadCheckpoint(
-                f"{name} holds {odd} NaN or infinite values of {tensor.numel()}",
-                hint="the checkpoint is damaged or its training diverged; export another one",
-            )
+        check_finite(name, tensor)
         return tensor
 
 

@@ -23,7 +23,7 @@ class Reduce(nn.Module):
         if self.row is not None:
             return F.linear(x, self.row)
         total = x.sum(-1, keepdim=True)
-        return total if self.scale == 1.0 else total.mul(self.scale)
+        return total if self.scale == 1.0 else torch.mul(total, self.scale)
 
 
 class LayerNorm(nn.Module):

@@ -103,7 +103,7 @@ class DataDependentShift(nn.Module):
         super().__init__()
         self.maa_x = take("time_maa_x", fn=flat)
         self.down = Linear(take("time_maa_w1", fn=transposed))
-        self.maa = nn.ParameterDict({name: take(f"time_maa_{name}", fn=flat) for name in MIXED})
+        self.maa = nn.ParameterDict([(name, take(f"time_maa_{name}", fn=flat)) for name in MIXED])
         rank = self.down.weight.shape[0] // len(MIXED)
         self.rank = rank
         self.up = nn.ModuleList(Linear(take("time_maa_w2", fn=lambda w, n=n: w[n].t())) for n in range(len(MIXED)))

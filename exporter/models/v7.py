@@ -59,7 +59,7 @@ def _attention(d: Dimensions, i: int) -> dict[str, Entry]:
         **{f"x_{name}": Entry(vector, lay.uniform(0.0, 1.0)) for name in "rwkvag"},
         "w0": Entry(vector, lay.ramp(-5.5, 0.5, 1.0 + (i / max(d.layers - 1, 1)) ** 0.3)),
         "a0": Entry(vector, lay.uniform(-0.5, 0.5)),
-        "v0": Entry(vector, lay.uniform(0.5, 1.0), optional=i == 0),
+        "v0": Entry(vector, lay.uniform(0.5, 1.0), ignored=i == 0),
         "k_k": Entry(vector, lay.uniform(0.6, 0.85)),
         "k_a": Entry(vector, lay.full(1.02)),
         "r_k": Entry((d.width // d.head_size, d.head_size), lay.normal(0.05)),
@@ -67,9 +67,9 @@ def _attention(d: Dimensions, i: int) -> dict[str, Entry]:
         "ln_x.bias": Entry((d.width,), lay.full(0.0)),
     }
     for name, rank in d.ranks.items():
-        optional = name == "v" and i == 0
-        entries[f"{name}1"] = Entry((d.width, rank), lay.linear(d.width, 0.5), optional)
-        entries[f"{name}2"] = Entry((rank, d.width), lay.linear(rank, 0.5), optional)
+        dummy = name == "v" and i == 0  # some checkpoints carry copies of a0..a2 here
+        entries[f"{name}1"] = Entry((d.width, rank), lay.linear(d.width, 0.5), ignored=dummy)
+        entries[f"{name}2"] = Entry((rank, d.width), lay.linear(rank, 0.5), ignored=dummy)
     return entries
 
 

@@ -1,0 +1,36 @@
+# `make demo` and `make test` work from a fresh clone with nothing but Python: they install into .venv first, once.
+# On Linux without an NVIDIA GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## export, validate and measure the bundled model; writes out/demo/report.html
+	$(BIN)/rwkv-export demo
+
+test: $(INSTALLED)  ## style, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+install: $(INSTALLED)  ## install into .venv
+
+clean:  ## remove .venv and everything generated
+	rm -rf .venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+
+# Installs again when either file changes. The last line runs only if everything before it succeeded.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed; \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "" >&2; \
+		echo "hint: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.PHONY: help demo test install clean

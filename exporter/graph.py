@@ -1,0 +1,61 @@
+"""Traces the step module with torch.export, with or without the weights in memory; writes no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+
+from exporter.contract import ModelSpec, Progress
+from exporter.models.parameters import materialise
+
+
+def arguments(spec: ModelSpec, tokens: int, *, token_dtype: torch.dtype = torch.int64) -> tuple[Tensor, ...]:
+    """Example inputs: `tokens` zeros and the initial state."""
+    state = (torch.full(tensor.shape, tensor.fill) for tensor in spec.state)
+    return (torch.zeros(tokens, dtype=token_dtype), *state)
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program of a module whose parameters have values."""
+    return torch.export.export(model.eval(), inputs, strict=False)
+
+
+def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program of a module whose parameters are on the meta device; they become fake CPU tensors in it.
+
+    Peak memory is that of the graph alone, whatever the size of the model. The module itself is left as it was.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = {name: torch.empty(made.shape) for name, made in model.named_parameters()}
+        with _parameters(model, fakes):
+            return trace(model, inputs)
+
+
+@contextmanager
+def _parameters(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block the module's parameters are the given tensors."""
+    own = dict(model.named_parameters())
+    _register(model, {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})
+    try:
+        yield
+    finally:
+        _register(model, own)
+
+
+def _register(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    for name, made in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path).register_parameter(leaf, made)
+
+
+def load_weights(model: nn.Module, progress: Progress) -> None:
+    """Read every parameter's value from the checkpoint, for toolchains that need them in memory."""
+    names = [name for name, _ in model.named_parameters()]
+    with progress("reading the weights", len(names)) as advance:
+        for _ in materialise(model):
+            advance(1)

@@ -1,0 +1,95 @@
+"""Opens a checkpoint as a model: its version, its spec, its tuned initial state; exports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from exporter import bundled, versions
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.contract import ModelSpec, Spelling, Version, Weights
+from exporter.models.parameters import materialise
+from runtimes.contract import Array, Placement, Session
+from runtimes.errors import BadCheckpoint, WrongCall
+from runtimes.session import ExplicitSession, Tensors
+
+LN_X_EPS = 64e-5  # official inference code; training's 1e-5 after a division by 8 is the same thing
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that was recognised and checked. `initial` holds tuned state tensors by state name."""
+
+    checkpoint: Checkpoint
+    version: Version
+    spec: ModelSpec
+    initial: Mapping[str, Array]
+
+    def build(self, spelling: Spelling) -> nn.Module:
+        """The step module, its parameters on the meta device."""
+        return self.version.build(self.spec, self.checkpoint, spelling)
+
+    def parameters(self) -> int:
+        """Number of values in the checkpoint, tuned states aside."""
+        names = [name for name in self.checkpoint if not name.endswith(".time_state")]
+        return sum(self.checkpoint[name].numel() for name in names)
+
+
+def open_model(
+    checkpoint: str | Path | None = None, *, ln_x_eps: float | None = None, state: str | Path | None = None
+) -> Model:
+    """Recognise a checkpoint (default: the bundled model); `state` names a file of tuned `time_state` tensors.
+
+    Raises BadCheckpoint, WrongCall or Missing.
+    """
+    if ln_x_eps is not None and not 0 < ln_x_eps < 1:
+        raise WrongCall(f"ln_x eps {ln_x_eps} is not between 0 and 1", hint="official models use 64e-5")
+    opened = open_checkpoint(checkpoint or bundled.MODEL)
+    version, name = versions.identify(opened)
+    spec = version.spec(name, opened, LN_X_EPS if ln_x_eps is None else ln_x_eps)
+    return Model(opened, version, spec, _initial(opened, None if state is None else open_checkpoint(state), spec))
+
+
+def _initial(weights: Weights, separate: Weights | None, spec: ModelSpec) -> dict[str, Array]:
+    """Tuned states by state name, from the separate file where given, else from the checkpoint itself.
+
+    `time_state` is stored (H, value, key) by every version's training code: v5 and v6 transpose it when loading.
+    """
+    source = weights if separate is None else separate
+    found: dict[str, Array] = {}
+    for tensor in spec.state:
+        name = tensor.name.removesuffix("wkv") + "time_state"
+        if not tensor.name.endswith(".wkv") or name not in source:
+            continue
+        tuned = source[name].to(torch.float32)
+        if tuple(tuned.shape) != tensor.shape[1:]:
+            raise BadCheckpoint(f"{name} has shape {tuple(tuned.shape)}, expected {tensor.shape[1:]}")
+        if tensor.axes[-1] == "value":
+            tuned = tuned.transpose(1, 2)
+        found[tensor.name] = tuned.contiguous().numpy().reshape(tensor.shape)
+    if separate is not None and not found:
+        raise BadCheckpoint(
+            f"the state file has no time_state of this RWKV-{spec.version} model; it has {', '.join(list(source)[:3])}",
+            hint="a state file has blocks.0.att.time_state and so on; v4 has no tunable state",
+        )
+    return found
+
+
+def reference_session(checkpoint: str | Path, *, ln_x_eps: float | None = None) -> Session:
+    """The checkpoint itself, stepped by torch in float32 on the CPU: what every artifact is compared with."""
+    model = open_model(checkpoint, ln_x_eps=ln_x_eps)
+    module = model.build(Spelling())
+    for _ in materialise(module):
+        pass
+
+    @torch.no_grad()
+    def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
+        logits, *new = module(torch.from_numpy(tokens), *map(torch.from_numpy, state))
+        return logits.numpy(), tuple(tensor.numpy() for tensor in new)
+
+    placed = Placement(requested="reference:cpu", observed="reference:cpu")
+    return ExplicitSession(model.spec.state, model.initial, model.spec.vocab, {1: run}, lambda: placed)

@@ -1,0 +1,1 @@
+"""Graph rewrites that targets ask for, each a pure function."""

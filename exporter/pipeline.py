@@ -1,0 +1,156 @@
+"""export(): checkpoint -> version -> precision -> target -> manifest; the only file that knows the order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporter import readme, registry, sources
+from exporter.contract import Advance, Job, Progress, Target, TargetFile, Written
+from exporter.model import Model, open_model
+from exporter.vocabulary import place_tokenizer
+from runtimes import manifest
+from runtimes.errors import WrongCall
+
+
+@contextmanager
+def silent(text: str, total: int | None = None) -> Iterator[Advance]:
+    """Progress for callers who want none."""
+    yield lambda amount: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One artifact to write, every choice made and checked."""
+
+    target: Target
+    file: TargetFile
+    precision: str
+    options: Mapping[str, str]
+    prefill: tuple[int, ...]
+    folder: Path
+
+
+def export(
+    checkpoint: str | Path | None = None,
+    *,
+    targets: Sequence[str],
+    precision: str | None = None,
+    out: str | Path = "out",
+    options: Mapping[str, str] | None = None,
+    prefill: Sequence[int] = (),
+    ln_x_eps: float | None = None,
+    state: str | Path | None = None,
+    progress: Progress = silent,
+) -> list[Path]:
+    """Write one artifact folder `<model>.<target>.<precision>` in `out` for each target, and return the folders.
+
+    checkpoint: .pth, .safetensors or Hugging Face folder; the bundled model if None
+    precision:  one of the targets' precisions; each target's default if None
+    options:    target options by name, e.g. {"ios": "18"}
+    prefill:    sizes of additional graphs that take several tokens at once
+    ln_x_eps:   epsilon of the group norm over heads, if not the official 64e-5
+    state:      file of tuned `time_state` tensors that become the initial state
+
+    Everything that can be refused is refused before the first artifact is begun; an artifact appears whole or not at
+    all, and replaces an older one in one step. Raises WrongCall, BadCheckpoint or Missing.
+    """
+    if not targets:
+        raise WrongCall("no target was named", hint=f"known: {', '.join(registry.targets())}")
+    found = [registry.find(name) for name in dict.fromkeys(targets)]
+    chosen = registry.choose_options([target for target, _ in found], options or {})
+    model = open_model(checkpoint, ln_x_eps=ln_x_eps, state=state)
+    plans = []
+    for target, file in found:
+        exact = registry.choose_precision(target, precision)
+        folder = Path(out) / f"{model.checkpoint.name}.{target.name}.{exact}"
+        plans.append(Plan(target, file, exact, chosen[target.name], _sizes(target, prefill), folder))
+    with progress("hashing the checkpoint"):
+        sources.remember(model.checkpoint)
+    for plan in plans:
+        _write(plan, model, progress)
+    return [plan.folder for plan in plans]
+
+
+def _sizes(target: Target, prefill: Sequence[int]) -> tuple[int, ...]:
+    if prefill and not target.prefill:
+        raise WrongCall(
+            f"target {target.name} has no prefill graphs yet",
+            hint=f"targets that have: {', '.join(name for name, t in registry.targets().items() if t.prefill)}",
+        )
+    if odd := [size for size in prefill if not 2 <= size <= 512]:
+        raise WrongCall(f"prefill size {odd[0]} is not between 2 and 512")
+    return tuple(sorted(set(prefill)))
+
+
+def _write(plan: Plan, model: Model, progress: Progress) -> None:
+    from exporter.atomic import replacing
+
+    def staged(text: str, total: int | None = None) -> object:
+        return progress(f"{plan.target.name} {plan.precision}: {text}", total)
+
+    module = model.build(plan.target.spelling)
+    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, staged)  # type: ignore[arg-type]
+    with replacing(plan.folder) as folder:
+        written = plan.file.export(job, folder)
+        document = _describe(plan, model, written, folder)
+        readme.write(document, written.usage, folder)
+        manifest.write(_with_files(document, folder), folder)
+
+
+def _describe(plan: Plan, model: Model, written: Written, folder: Path) -> manifest.Manifest:
+    """The manifest, its file list still empty; writes the tokenizer and the tuned state beside the graphs."""
+    spec = model.spec
+    info = manifest.Model(
+        name=model.checkpoint.name,
+        version=spec.version,
+        layers=spec.layers,
+        width=spec.width,
+        heads=spec.heads,
+        head_size=spec.head_size,
+        vocab=spec.vocab,
+        ln_x_eps=spec.ln_x_eps,
+        parameters=model.parameters(),
+    )
+    target = manifest.Target(
+        name=plan.target.name,
+        runtime=plan.target.runtime,
+        device=plan.target.device,
+        precision=plan.precision,
+        tolerance=plan.target.precisions[plan.precision],
+        options=plan.options,
+    )
+    return manifest.Manifest(
+        schema=manifest.SCHEMA,
+        model=info,
+        source=model.checkpoint.source(),
+        target=target,
+        precision=written.precision,
+        graphs=written.graphs,
+        state=written.state,
+        tokenizer=place_tokenizer(model, folder),
+        files=(),
+        tools=dict(sorted(written.tools.items())),
+        initial_state=_place_initial_state(model, written, folder),
+    )
+
+
+def _place_initial_state(model: Model, written: Written, folder: Path) -> str | None:
+    """Tuned states as an uncompressed .npz in the graphs' own shapes, or nothing."""
+    if not model.initial:
+        return None
+    shapes = {tensor.name: tensor.shape for tensor in written.state}
+    name = "initial_state.npz"
+    arrays = {key: array.reshape(shapes[key]) for key, array in model.initial.items()}
+    np.savez(folder / name, **arrays)  # type: ignore[arg-type]  numpy's stub takes the arrays for its own flag
+    return name
+
+
+def _with_files(document: manifest.Manifest, folder: Path) -> manifest.Manifest:
+    from dataclasses import replace
+
+    return replace(document, files=manifest.list_files(folder))

@@ -1,0 +1,76 @@
+"""Names and shapes of a graph's inputs and outputs: our own, and those that rwkv-mobile loads; renames, no maths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from exporter.contract import ModelSpec
+from runtimes.contract import TensorSpec
+from runtimes.errors import WrongCall
+from runtimes.manifest import StateTensor
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a graph's inputs and outputs are called; `state` is in graph order."""
+
+    tokens: str
+    logits: str
+    state: tuple[StateTensor, ...]
+
+    def inputs(self) -> list[str]:
+        """Input names in graph order."""
+        return [self.tokens, *(tensor.input for tensor in self.state)]
+
+    def outputs(self) -> list[str]:
+        """Output names in graph order."""
+        return [self.logits, *(tensor.output for tensor in self.state)]
+
+
+def own(spec: ModelSpec, *, dtype: str = "float32", rename: Callable[[str], str] = str) -> Ports:
+    """`tokens`, `logits`, `blocks.0.att.wkv` in and `blocks.0.att.wkv.next` out, through `rename`."""
+    state = []
+    for tensor in spec.state:
+        stored = tensor.stored_as(dtype)
+        state.append(_stated(stored, rename(tensor.name), rename(f"{tensor.name}.next")))
+    return Ports("tokens", "logits", tuple(state))
+
+
+def rwkv_mobile(spec: ModelSpec) -> Ports:
+    """`in`, `state{i}_in`, `out`, `state{i}_out` with vectors as (1, 1, C); raises WrongCall for v4."""
+    if any(len(tensor.shape) == 2 and not tensor.name.endswith(".shift") for tensor in spec.state):
+        raise WrongCall(
+            f"rwkv-mobile names need three state tensors a layer, RWKV-{spec.version} has others",
+            hint="use the default names",
+        )
+    state = []
+    for i, tensor in enumerate(spec.state):
+        shape, axes = tensor.shape, tensor.axes
+        if len(shape) == 2:
+            shape, axes = (1, *shape), ("batch", "time", "channel")
+        widened = TensorSpec(tensor.name, shape, tensor.dtype, axes, tensor.fill)
+        state.append(_stated(widened, f"state{i}_in", f"state{i}_out"))
+    return Ports("in", "out", tuple(state))
+
+
+def _stated(tensor: TensorSpec, into: str, out: str) -> StateTensor:
+    return StateTensor(tensor.name, tensor.shape, tensor.dtype, tensor.axes, tensor.fill, into, out)
+
+
+class Widened(nn.Module):
+    """A step module whose state tensors and logits have rwkv-mobile's shapes: tokens (1, T), logits (1, 1, V)."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.shapes = [tensor.shape for tensor in spec.state]
+
+    def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """tokens (1, T), state -> (logits (1, 1, V), *state)."""
+        narrow = [tensor.reshape(shape) for tensor, shape in zip(state, self.shapes, strict=True)]
+        logits, *new = self.model(tokens.reshape(-1), *narrow)
+        wide = [tensor.reshape(given.shape) for tensor, given in zip(new, state, strict=True)]
+        return (logits.reshape(1, 1, -1), *wide)

@@ -1,0 +1,74 @@
+"""Finds which RWKV version a checkpoint is by asking every file of exporter/models; knows no version's maths."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Mapping
+from typing import cast
+
+from exporter import models
+from exporter.contract import Version
+from runtimes import registry
+from runtimes.errors import BadCheckpoint, WrongCall, did_you_mean
+
+# Names as in BlinkDL/RWKV-LM: RWKV-v7/rwkv_v7b_demo.py, RWKV-v7/rwkv_v8_rc00*_demo.py, RWKV-v8/*rosa*.py.
+IMPOSSIBLE = (
+    (
+        r"rosa",
+        "RWKV-8 with ROSA: it looks up the longest match in the whole text so far, a suffix automaton, "
+        "which is neither a tensor operation nor a fixed-size state",
+    ),
+    (
+        r"blocks\.\d+\.qkv\.|\.(?:qq|k_emb|v_emb)\b",
+        "RWKV-7b or an RWKV-8 hybrid: it attends to every past token through a cache that grows with the text, "
+        "so there is no fixed-size state to export",
+    ),
+    (r"\.ffn\.enn\.", "an RWKV-8 preview (rc00): no file of exporter/models describes its feed-forward"),
+    (r"lora_[AB]\b", "a LoRA adapter, not a model: merge it into its base model first"),
+)
+"""Pattern of a tensor name, and why a checkpoint that has one cannot be exported."""
+
+
+def by_version() -> dict[str, Version]:
+    """Version string -> the file of exporter/models that covers it."""
+    modules = [importlib.import_module(f"{models.__name__}.{name}") for name in registry.plugins(models)]
+    files = [cast(Version, module) for module in modules if hasattr(module, "VERSIONS")]
+    return {version: file for file in files for version in file.VERSIONS}
+
+
+def load(version: str) -> Version:
+    """The file that covers `version`; raises WrongCall with a suggestion."""
+    known = by_version()
+    if version not in known:
+        raise WrongCall(f"unknown RWKV version {version!r}", hint=did_you_mean(version, known))
+    return known[version]
+
+
+def identify(weights: Mapping[str, object]) -> tuple[Version, str]:
+    """The version file and version string of a checkpoint, from its tensor names; raises BadCheckpoint."""
+    _refuse_impossible(weights)
+    known = by_version()
+    for file in dict.fromkeys(known.values()):
+        version = file.matches(weights.keys())
+        if version is not None:
+            return file, version
+    raise _unknown(weights.keys(), known)
+
+
+def _refuse_impossible(names: Collection[str]) -> None:
+    for pattern, why in IMPOSSIBLE:
+        for name in names:
+            if re.search(pattern, name):
+                raise BadCheckpoint(f"this is {why} (seen from the tensor {name})", hint=_supported(by_version()))
+
+
+def _unknown(names: Collection[str], known: Collection[str]) -> BadCheckpoint:
+    seen = ", ".join(sorted(names)[:3])
+    if any(name.startswith("blocks.") for name in names):
+        return BadCheckpoint(f"this is no RWKV version known here: it holds {seen}", hint=_supported(known))
+    return BadCheckpoint(f"this is not an RWKV checkpoint: it holds {seen}", hint=_supported(known))
+
+
+def _supported(known: Collection[str]) -> str:
+    return f"supported are RWKV versions {', '.join(sorted(known))}"

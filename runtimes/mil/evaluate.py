@@ -1,0 +1,73 @@
+"""Runs one linked function: a tight loop that checks every result against its declaration; it resolves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from runtimes.contract import Array
+from runtimes.errors import BadArtifact, WrongCall, did_you_mean
+from runtimes.mil.link import Slots, link
+from runtimes.mil.precision import rounded
+from runtimes.mil.program import Function
+from runtimes.mil.types import TensorType
+from runtimes.mil.weights import Weights
+
+Named = dict[str, Array]
+
+
+class Evaluator:
+    """A function with its constants loaded; pure: state goes in and comes out. Raises BadArtifact."""
+
+    def __init__(self, function: Function, weights: Weights) -> None:
+        self.function = function
+        self._linked = link(function, weights)
+
+    def run(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[Named, Named]:
+        """Outputs by name, and the states after the call.
+
+        Raises WrongCall where a name, type or shape is not the declared one, BadArtifact where an operation fails.
+        """
+        _check("input", inputs, self.function.inputs)
+        _check("state", states, self.function.states)
+        slots: Slots = [None] * len(self._linked.slots)
+        for name, value in (*inputs.items(), *states.items()):
+            slots[self._linked.slots[name]] = value
+        with np.errstate(all="ignore"):  # infinity and NaN are results here, as they are on a device
+            self._run(slots)
+        outputs = {name: np.asarray(get(slots)) for name, get in self._linked.outputs.items()}
+        return outputs, {name: slots[self._linked.slots[name]] for name in states}
+
+    def _run(self, slots: Slots) -> None:
+        text = ""
+        try:
+            for call in self._linked.calls:
+                text = call.text
+                values = call.compute(**{name: get(slots) for name, get in call.arguments})
+                if not isinstance(values, tuple | list):
+                    values = (values,)
+                for result, value in zip(call.results, values, strict=True):
+                    array = np.asarray(value)
+                    if call.arithmetic:
+                        array = rounded(array, result.dtype)
+                    if array.dtype != result.dtype or array.shape != result.shape:
+                        raise ValueError(
+                            f"computes {array.dtype}{list(array.shape)}, declared {result.dtype}{list(result.shape)}"
+                        )
+                    slots[result.slot] = array
+                for slot in call.dead:
+                    slots[slot] = None
+        except (ValueError, IndexError, TypeError) as error:
+            raise BadArtifact(f"{text} in function {self.function.name}: {error}") from error
+
+
+def _check(what: str, given: Mapping[str, Array], declared: Mapping[str, TensorType]) -> None:
+    for name in given.keys() ^ declared.keys():
+        raise WrongCall(
+            f"{what} {name} is {'missing' if name in declared else 'unknown'}", hint=did_you_mean(name, declared)
+        )
+    for name, expected in declared.items():
+        value = given[name]
+        if value.dtype != expected.dtype or value.shape != expected.shape:
+            raise WrongCall(f"{what} {name} is {value.dtype}{list(value.shape)}, expected {expected}")

@@ -1,0 +1,37 @@
+"""`rwkv-export bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Artifacts, JsonFile, On, Quiet
+
+Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
+
+
+def bench(
+    artifacts: Artifacts,
+    *,
+    on: On = None,
+    prompt: Prompt = 512,
+    tokens: Tokens = 128,
+    json: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure load time, first token, prefill and decode, with where the work really ran and warnings that diagnose.
+
+    Keeps every sample: `--json` writes them, `report` draws them, `compare` tests whether two runs differ.
+
+    Examples:
+      rwkv-export bench out/tiny.onnx-cpu.fp32
+      rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
+    """
+    import validation
+    from rwkv_export import output, results
+
+    with output.talking(quiet) as progress:
+        found = validation.measure(artifacts, on=on or (), prompt=prompt, tokens=tokens, progress=progress)
+    raise typer.Exit(results.deliver(found, json=json))

@@ -1,0 +1,39 @@
+"""`rwkv-export compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Json, Quiet
+
+Old = Annotated[Path, typer.Argument(metavar="OLD.json", exists=True, dir_okay=False, help="Results from before.")]
+New = Annotated[Path, typer.Argument(metavar="NEW.json", exists=True, dir_okay=False, help="Results from now.")]
+Slower = Annotated[float, typer.Option(min=1, help="Ratio of medians that matters.")]
+Alpha = Annotated[float, typer.Option(min=0, max=1, help="Significance level of the rank test.")]
+
+
+def compare(
+    old: Old, new: New, *, slower: Slower = 1.05, alpha: Alpha = 0.01, json: Json = False, quiet: Quiet = False
+) -> None:
+    """What got slower, less accurate or lost its proof between two results files of `validate` or `bench`.
+
+    Speed counts as changed when the medians differ by the ratio and a Mann-Whitney U test on the raw samples says
+    that this is no accident. Exit code 1 if anything got worse.
+
+    Examples:
+      rwkv-export compare yesterday.json today.json
+      rwkv-export compare main.json branch.json --slower 1.1 --json
+    """
+    from rwkv_export import output, tables
+    from validation import compare as comparison
+    from validation import outcome
+
+    found = comparison.compare(outcome.read(old), outcome.read(new), slower=slower, alpha=alpha)
+    if json:
+        output.print_json(found)
+    else:
+        tables.print_changes(found)
+    raise typer.Exit(int(comparison.regressed(found)))

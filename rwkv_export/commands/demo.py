@@ -1,0 +1,33 @@
+"""`rwkv-export demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Quiet
+
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Where everything goes.")]
+
+
+def demo(*, out: Out = Path("out/demo"), quiet: Quiet = False) -> None:
+    """Export the bundled model to ONNX, Core ML and ExecuTorch, validate and measure each, and let one write text.
+
+    Needs no download and no device. Writes artifacts, results.json and report.html. Exit codes as of `validate`.
+
+    Examples:
+      rwkv-export demo
+      rwkv-export demo -o /tmp/demo && xdg-open /tmp/demo/report.html
+    """
+    from rwkv_export import output, results
+    from rwkv_export.demo import PROMPT
+    from rwkv_export.demo import demo as run
+
+    with output.talking(quiet) as progress:
+        done = run(out, progress=progress)
+    code = results.deliver(done.results)
+    print(f"\n{PROMPT}{done.text}\n")
+    output.remark(f"report: {done.page}", quiet=quiet)
+    raise typer.Exit(code)

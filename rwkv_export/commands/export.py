@@ -1,0 +1,78 @@
+"""`rwkv-export export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Json, Quiet, complete_targets, pairs, sizes
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(help="A .pth or .safetensors file, or a Hugging Face folder.", show_default="the bundled model"),
+]
+Targets = Annotated[
+    list[str],
+    typer.Option(
+        "--target", "-t", metavar="NAME", autocompletion=complete_targets, help="Repeatable. See `rwkv-export targets`."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", "-p", metavar="NAME", help="Of the weights.", show_default="the target's first"),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the artifact folders go.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="NAME=VALUE", help="A choice the target offers. Repeatable."),
+]
+Prefill = Annotated[str, typer.Option(metavar="T,T", help="Also write graphs that take T tokens at once: 16,64.")]
+Names = Annotated[str | None, typer.Option(metavar="SCHEME", help="Short for -O names=SCHEME, such as rwkv-mobile.")]
+LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
+State = Annotated[
+    Path | None, typer.Option(metavar="FILE", exists=True, help="A tuned initial state to ship with the model.")
+]
+
+
+def export(
+    checkpoint: Checkpoint = None,
+    *,
+    targets: Targets,
+    precision: Precision = None,
+    out: Out = Path("out"),
+    options: Options = None,
+    prefill: Prefill = "",
+    names: Names = None,
+    ln_x_eps: LnXEps = None,
+    state: State = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a checkpoint into artifact folders, one a target: graph files, tokenizer, manifest.json and a README.
+
+    Prints the folders, one a line. Folders appear whole or not at all; the same input gives the same bytes.
+
+    Examples:
+      rwkv-export export -t onnx-cpu
+      rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu -t coreml -p fp16 -o artifacts
+      rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu --prefill 16,64 --names rwkv-mobile
+    """
+    import exporter
+    from rwkv_export import inspection, output
+
+    chosen = pairs([*(options or ()), *([f"names={names}"] if names else ())])
+    with output.talking(quiet) as progress:
+        artifacts = exporter.export(
+            checkpoint,
+            targets=targets,
+            precision=precision,
+            out=out,
+            options=chosen,
+            prefill=sizes(prefill),
+            ln_x_eps=ln_x_eps,
+            state=state,
+            progress=progress,
+        )
+    inspection.deliver(artifacts, json=json)

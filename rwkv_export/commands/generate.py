@@ -1,0 +1,58 @@
+"""`rwkv-export generate`."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Json, Quiet, complete_places
+
+Artifact = Annotated[Path, typer.Argument(help="An artifact folder.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help="The text to continue; empty starts a new one.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUNTIME:DEVICE",
+        autocompletion=complete_places,
+        show_default="the place it was made for",
+        help="Where to run.",
+    ),
+]
+Tokens = Annotated[int, typer.Option(min=0, help="At most this many tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(max=1, help="Draw from the likeliest tokens that sum to this.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default="random")]
+
+
+def generate(
+    artifact: Artifact,
+    prompt: Prompt = "",
+    *,
+    on: On = None,
+    tokens: Tokens = 200,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.9,
+    seed: Seed = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Continue a prompt with an artifact, as it runs on the device. The text is printed as it comes.
+
+    Examples:
+      rwkv-export generate out/tiny.onnx-cpu.fp32 "The river"
+      rwkv-export generate out/tiny.coreml.fp16 "The river" --on mil:cpu
+      rwkv-export generate out/tiny.onnx-cpu.fp32 "The river" --temperature 0
+    """
+    from runtimes.generate import continue_text
+    from rwkv_export import output
+
+    pieces = continue_text(artifact, prompt, on=on, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if json:
+        output.print_json({"artifact": str(artifact), "prompt": prompt, "text": "".join(pieces)})
+        return
+    with output.talking(quiet) as progress, progress(f"loading {artifact}"):
+        first = next(pieces)
+    output.stream(chain([prompt, first], pieces))

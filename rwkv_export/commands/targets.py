@@ -1,0 +1,22 @@
+"""`rwkv-export targets`."""
+
+from __future__ import annotations
+
+from rwkv_export.options import Json, Quiet
+
+
+def targets(json: Json = False, quiet: Quiet = False) -> None:
+    """What can be exported and where it can run, on this machine; what is missing, with the reason.
+
+    Examples:
+      rwkv-export targets
+      rwkv-export targets --json | jq '.targets[] | select(.missing == null) | .name'
+    """
+    from rwkv_export import output, survey, tables
+
+    with output.talking(quiet) as progress:
+        found = survey.survey(progress=progress)
+    if json:
+        output.print_json(found)
+    else:
+        tables.print_survey(found)

@@ -1,0 +1,52 @@
+"""`rwkv-export validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkv_export.options import Artifacts, JsonFile, On, Quiet, Seed, output_file
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, metavar="FILE", help="What to compare with.", show_default="the checkpoint it was made from"
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
+Junit = Annotated[Path | None, output_file("--junit", "Also write a JUnit XML report, for CI.")]
+Markdown = Annotated[Path | None, output_file("--markdown", "Also write the table as Markdown.")]
+
+
+def validate(
+    artifacts: Artifacts,
+    *,
+    on: On = None,
+    checkpoint: Checkpoint = None,
+    steps: Steps = 32,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    junit: Junit = None,
+    markdown: Markdown = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run artifacts and compare every logit and state tensor with the checkpoint, token by token.
+
+    Two readings, both must hold: local, where the reference's state is written before every step, and free, where
+    errors accumulate. Exit code 0: all pass. 1: something is wrong, or ran elsewhere than asked. 3: it cannot run here.
+
+    Examples:
+      rwkv-export validate out/*
+      rwkv-export validate out/tiny.onnx-cpu.fp32 --on ort:cpu --steps 128
+      rwkv-export validate out/* --json results.json --junit parity.xml
+    """
+    import validation
+    from rwkv_export import output, results
+
+    with output.talking(quiet) as progress:
+        found = validation.validate(
+            artifacts, on=on or (), checkpoint=checkpoint, steps=steps, seed=seed, progress=progress
+        )
+    raise typer.Exit(results.deliver(found, json=json, junit=junit, markdown=markdown))

@@ -1,0 +1,148 @@
+"""What a file or folder is, as data and as text; it executes nothing and judges nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from runtimes import manifest
+from runtimes.contract import TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.tokenizer import kind_for
+from rwkv_export import output
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A checkpoint: where it is, what model it holds, and the recurrent state that model carries.
+
+    tuned: names of the state tensors that start from tuned values
+    """
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+    version: str
+    layers: int
+    width: int
+    heads: int
+    head_size: int
+    vocab: int
+    tokenizer: str
+    ln_x_eps: float
+    parameters: int
+    state_bytes: int
+    state: tuple[TensorSpec, ...]
+    tuned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """An artifact whose hashes were verified."""
+
+    path: str
+    bytes: int
+    manifest: Manifest
+
+
+Facts = CheckpointFacts | ArtifactFacts
+
+
+def inspect(path: Path) -> Facts:
+    """Read a checkpoint's header and shapes, or verify an artifact folder; raises WrongCall or Missing."""
+    if (path / manifest.FILE_NAME).is_file():
+        opened = manifest.open_artifact(path).manifest
+        return ArtifactFacts(str(path), sum(file.bytes for file in opened.files), opened)
+    from exporter.model import open_model
+
+    model = open_model(path)
+    source, spec = model.checkpoint.source(), model.spec
+    return CheckpointFacts(
+        path=str(path),
+        format=source.format,
+        bytes=source.bytes,
+        sha256=source.sha256,
+        version=spec.version,
+        layers=spec.layers,
+        width=spec.width,
+        heads=spec.heads,
+        head_size=spec.head_size,
+        vocab=spec.vocab,
+        tokenizer=kind_for(spec.vocab),
+        ln_x_eps=spec.ln_x_eps,
+        parameters=model.parameters(),
+        state_bytes=state_bytes(spec.state),
+        state=spec.state,
+        tuned=tuple(model.initial),
+    )
+
+
+def state_bytes(state: Sequence[TensorSpec]) -> int:
+    """Bytes one sequence's state takes."""
+    return sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in state)
+
+
+def deliver(paths: Sequence[Path], *, json: bool) -> None:
+    """The paths, one a line; as JSON, what each is."""
+    if json:
+        output.print_json([inspect(path) for path in paths])
+    else:
+        print(*paths, sep="\n")
+
+
+def show(facts: Facts) -> None:
+    """The facts as a table of names and values on stdout."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    lines = _artifact_lines(facts) if isinstance(facts, ArtifactFacts) else _checkpoint_lines(facts)
+    for name, value in lines:
+        table.add_row(name, value)
+    output.stdout().print(table)
+
+
+def _checkpoint_lines(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
+    yield "checkpoint", facts.path
+    shape = f"{facts.layers} layers, width {facts.width}, {facts.heads} heads of {facts.head_size}"
+    yield "model", f"RWKV-{facts.version}, {shape}"
+    yield "parameters", f"{facts.parameters:,}"
+    yield "vocabulary", f"{facts.vocab:,} (tokenizer: {facts.tokenizer})"
+    yield "ln_x eps", f"{facts.ln_x_eps:g}"
+    yield "state", f"{len(facts.state)} tensors, {facts.state_bytes:,} bytes in float32"
+    for tensor in facts.state[: 1 + len(facts.state) // facts.layers]:
+        if tensor.name.startswith("blocks.0."):
+            yield "", f"{tensor.name} {tensor.shape} {'/'.join(tensor.axes)}"
+    if facts.tuned:
+        yield "tuned state", ", ".join(facts.tuned)
+    yield "file", f"{facts.format}, {facts.bytes:,} bytes"
+    yield "sha256", facts.sha256
+
+
+def _artifact_lines(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
+    document = facts.manifest
+    model, target, precision = document.model, document.target, document.precision
+    yield "artifact", facts.path
+    shape = f"{model.layers} layers, width {model.width}, {model.parameters:,} parameters"
+    yield "model", f"{model.name}: RWKV-{model.version}, {shape}"
+    yield "made from", f"{document.source.file} ({document.source.bytes:,} bytes, sha256 {document.source.sha256})"
+    yield "target", f"{target.name}, made for {target.runtime}:{target.device}"
+    yield "options", ", ".join(f"{name}={value}" for name, value in target.options.items()) or "none"
+    yield "precision", f"{target.precision}: weights {precision.weights}, arithmetic {precision.compute}"
+    for kept in precision.kept:
+        yield "", f"{kept.tensors} stays {kept.dtype}: {kept.reason}"
+    for graph in document.graphs:
+        inside = f" function {graph.function}" if graph.function else ""
+        tokens = f"{graph.tokens} token{'s' * (graph.tokens > 1)} a call"
+        yield "graph", f"{graph.file}{inside}: {tokens}, {graph.input} -> {graph.output}"
+    state = [tensor.spec() for tensor in document.state]
+    yield "state", f"{len(state)} tensors, {state_bytes(state):,} bytes"
+    yield "tokenizer", document.tokenizer.kind
+    for file in document.files:
+        yield "file", f"{file.path}, {file.bytes:,} bytes, verified"
+    yield "made with", ", ".join(f"{name} {version}" for name, version in document.tools.items())

@@ -1,0 +1,109 @@
+"""The `rwkv-export` program: its list of commands and its exit codes; each command is a file of its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rwkv_export import failure
+from rwkv_export.commands.bench import bench
+from rwkv_export.commands.compare import compare
+from rwkv_export.commands.demo import demo
+from rwkv_export.commands.export import export
+from rwkv_export.commands.fetch import fetch
+from rwkv_export.commands.generate import generate
+from rwkv_export.commands.inspect import inspect
+from rwkv_export.commands.report import report
+from rwkv_export.commands.synth import synth
+from rwkv_export.commands.targets import targets
+from rwkv_export.commands.validate import validate
+
+NAME = "rwkv-export"
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""What a shell reports for a program ended by SIGINT or SIGPIPE."""
+
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Make artifacts": (targets, inspect, export, generate),
+    "Prove and measure": (validate, bench, report, compare),
+    "Try it": (demo, synth, fetch),
+}
+
+
+class Group(TyperGroup):
+    """Keeps typer from ending with code 1, which means a failed check, when the reader of a pipe goes away."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise typer.Exit(BROKEN_PIPE) from error
+
+
+app = typer.Typer(
+    name=NAME, cls=Group, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
+)
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(NAME, version(NAME))
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Export RWKV language models to phones and NPUs, and prove that what runs there is right and fast.
+
+    Start here, with the model that comes along:
+      rwkv-export demo
+      rwkv-export export -t onnx-cpu
+      rwkv-export validate out/*
+
+    Results go to stdout, talk to stderr. Exit codes: 0 all is well, 1 a check failed, 2 the call makes no sense,
+    3 this machine lacks something, 70 a bug in rwkv-export, 130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code. Prints errors instead of raising them."""
+    try:
+        code = typer.main.get_command(app).main(list(arguments), prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        code = failure.report(error)
+    if code == BROKEN_PIPE:
+        # Nobody reads stdout any more: give the interpreter something else to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    sys.exit(run(sys.argv[1:]))

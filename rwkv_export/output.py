@@ -1,0 +1,103 @@
+"""Where things are printed: data on stdout, talk and progress on stderr; what is printed is decided elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from exporter.contract import Advance
+    from exporter.contract import Progress as Talk
+
+UNBOUNDED = 10_000
+"""Columns of a console that is not a terminal: tables keep their natural width in pipes and files."""
+
+
+def stdout() -> Console:
+    """For data: coloured and as wide as the terminal on a terminal, else plain and unwrapped."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """For talk."""
+    return _console(sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """A dataclass tree, or what json.dumps takes, on stdout."""
+    from runtimes.schema import to_plain
+
+    print(json.dumps(to_plain(document), indent=2))
+
+
+def remark(text: str, *, quiet: bool) -> None:
+    """A line of talk on stderr."""
+    if not quiet:
+        stderr().print(text, soft_wrap=True)
+
+
+def stream(pieces: Iterable[str]) -> None:
+    """Text on stdout, each piece as it comes, and a line end."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@contextmanager
+def talking(quiet: bool) -> Iterator[Talk]:
+    """A progress callback: bars on a terminal, one line a task elsewhere, nothing when quiet."""
+    console = stderr()
+    if quiet:
+        yield _silent
+    elif not console.is_terminal:
+        yield _line_a_task
+    else:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False) as bars:
+            yield _Bars(bars)
+
+
+class _Bars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+
+    @contextmanager
+    def __call__(self, text: str, total: int | None = None) -> Iterator[Advance]:
+        task = self._bars.add_task(text, total=total)
+        try:
+            yield lambda amount: self._bars.advance(task, amount)
+        finally:
+            self._bars.remove_task(task)
+
+
+@contextmanager
+def _line_a_task(text: str, total: int | None = None) -> Iterator[Advance]:
+    print(text, file=sys.stderr, flush=True)
+    yield _ignore
+
+
+@contextmanager
+def _silent(text: str, total: int | None = None) -> Iterator[Advance]:
+    yield _ignore
+
+
+def _ignore(amount: int) -> None:
+    del amount
+
+
+def _console(stream: TextIO) -> Console:
+    terminal = stream.isatty()
+    width = None if terminal else UNBOUNDED
+    return _QuietConsole(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False)
+
+
+class _QuietConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the decision to the caller instead of ending the process with code 1."""
+        raise BrokenPipeError

@@ -1,0 +1,44 @@
+"""Delivers results: tables to stdout, files where asked, and the exit code; it judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from validation.outcome import Results
+
+
+def deliver(
+    results: Results, *, json: Path | None = None, junit: Path | None = None, markdown: Path | None = None
+) -> int:
+    """Print the tables, write the files that are named; returns the process's exit code."""
+    from rwkv_export import tables
+    from validation import outcome, runner
+    from validation.reports import junit as junit_report
+    from validation.reports import markdown as markdown_report
+
+    tables.print_results(results)
+    if json:
+        outcome.write(results, json)
+    if junit:
+        write_text(junit, junit_report.render([results]))
+    if markdown:
+        write_text(markdown, markdown_report.render([results]))
+    return runner.exit_code(results)
+
+
+def write_page(files: Sequence[Path], out: Path) -> None:
+    """Read results files and write the HTML page about all of them."""
+    from validation import outcome
+    from validation.reports import html
+
+    write_text(out, html.render([outcome.read(file) for file in files]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, atomically."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

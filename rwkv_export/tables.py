@@ -1,0 +1,138 @@
+"""Surveys and results as tables for people; numbers are rounded here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from rwkv_export.output import stdout
+
+if TYPE_CHECKING:
+    from rwkv_export.survey import Survey
+    from validation.compare import Change
+    from validation.outcome import Identity, Latency, Parity, Results, Samples
+
+STYLES = {
+    "pass": "green",
+    "fail": "red",
+    "error": "red",
+    "fallback": "yellow",
+    "suspicious": "yellow",
+    "missing": "dim",
+}
+
+CHANGE_STYLES = {"slower": "red", "less accurate": "red", "outcome changed": "yellow", "vanished": "yellow"}
+CHANGE_ORDER = [*CHANGE_STYLES, "appeared", "faster", "more accurate"]
+
+
+def print_survey(survey: Survey) -> None:
+    """Targets and places, what is missing in the last column."""
+    targets = _table("target", "what it is", "precisions", "options", "runs on", "export here")
+    for row in survey.targets:
+        options = "\n".join(f"{name}={'|'.join(values)}" for name, values in row.options.items())
+        runs_on = "\n".join(row.places)
+        targets.add_row(row.name, row.summary, ", ".join(row.precisions), options, runs_on, _usable(row.missing))
+    places = _table("place", "reads", "run here")
+    for place in survey.places:
+        places.add_row(place.place, " ".join(place.reads), _usable(place.missing))
+    stdout().print(targets, places)
+
+
+def print_results(results: Results) -> None:
+    """Parity and latency, each a table with the reasons and warnings below it."""
+    from validation.reports.rows import join, verdict
+
+    console = stdout()
+    if results.parity:
+        console.print(_parity(results.parity))
+        _print_notes((row.identity, row.reasons) for row in results.parity)
+    if results.latency:
+        console.print(_latency(results.latency))
+        _print_notes((row.identity, (*row.reasons, *row.warnings)) for row in results.latency)
+    console.print(str(verdict(join([results]))), soft_wrap=True)
+
+
+def print_changes(changes: Sequence[Change]) -> None:
+    """A sentence for everything that changed, what got worse first, and how much did not change."""
+    console = stdout()
+    changed = [change for change in changes if change.verdict != "same"]
+    for change in sorted(changed, key=lambda change: CHANGE_ORDER.index(change.verdict)):
+        console.print(change.sentence, style=CHANGE_STYLES.get(change.verdict, ""), soft_wrap=True)
+    console.print(f"{len(changed)} changed, {len(changes) - len(changed)} the same")
+
+
+def _parity(rows: Sequence[Parity]) -> Table:
+    from validation.reports.words import share, sig, worst
+
+    table = _table(
+        "parity", "ran on", "verdict", "local max|Δ|", "free max|Δ|", "state rel", "KL nats", "top-1", "steps"
+    )
+    for row in rows:
+        numbers = ["", "", "", "", ""]
+        if row.local and row.free:
+            state = worst(row.free.state_rel.values())
+            numbers = [
+                sig(row.local.worst),
+                sig(row.free.worst),
+                sig(state),
+                sig(worst(row.free.kl)),
+                share(row.free.top1),
+            ]
+        table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers, str(row.steps))
+    return table
+
+
+def _latency(rows: Sequence[Latency]) -> Table:
+    table = _table(
+        "latency", "ran on", "verdict", "load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s"
+    )
+    for row in rows:
+        timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
+        table.add_row(*_who(row.identity), _verdict(row.outcome), *timed, *_decode(row.decode), _rate(row.prefill))
+    return table
+
+
+def _decode(samples: Samples | None) -> list[str]:
+    if samples is None:
+        return ["", "", ""]
+    return [f"{samples.median_ms:.3f} ± {samples.mad_ms:.3f}", f"{samples.p99_ms:.3f}", _rate(samples)]
+
+
+def _rate(samples: Samples | None) -> str:
+    """Tokens a second, by the median sample; decode samples are of one token each."""
+    if samples is None or not samples.median_ms:
+        return ""
+    return f"{samples.tokens / samples.median_ms * 1e3:.0f}"
+
+
+def _who(identity: Identity) -> tuple[str, str]:
+    if identity.observed in ("", identity.requested):
+        return identity.artifact, identity.requested
+    return identity.artifact, f"{identity.observed}, not {identity.requested}"
+
+
+def _verdict(outcome: str) -> Text:
+    return Text(str(outcome), style=STYLES.get(outcome, ""))
+
+
+def _usable(missing: str | None) -> Text:
+    return Text("yes", style="green") if missing is None else Text(f"no: {missing}", style="yellow")
+
+
+def _print_notes(notes: Iterable[tuple[Identity, Iterable[str]]]) -> None:
+    console = stdout()
+    for identity, sentences in notes:
+        for sentence in sentences:
+            console.print(f"{identity.artifact} on {identity.requested}: {sentence}", soft_wrap=True)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,1 @@
+"""Numerical agreement with implementations that are not this project's."""

@@ -1,0 +1,277 @@
+"""Faults planted in the step modules, each of which the comparison with the `rwkv` package must see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from exporter.models import layers, v4, v5, v6, v7, v7a
+from tests.models import VERSIONS, case
+from tests.oracle import errors, package_trace
+from tests.parity.stepping import StepModule, rows
+
+BOUND = 1e-5  # what the modules keep without a fault, see test_step_modules.py
+FAR = 1e-3  # what every fault must exceed
+FILES = (layers, v4, v5, v6, v7, v7a)
+STEPS = [1] * 16
+CHUNKS = [1, 3, 4, 8]
+
+Patch = pytest.MonkeyPatch
+Fault = Callable[[Patch, str], StepModule]
+
+
+def built(version: str) -> StepModule:
+    return StepModule(case(version)[0], version)
+
+
+def found(made: StepModule, version: str, chunks: list[int]) -> dict[str, float]:
+    """Errors over the first 16 tokens."""
+    return errors(made.trace(case(version)[1][:16], chunks=chunks), rows(package_trace(version, "3x32"), chunks))
+
+
+def wrap(module: nn.Module, forward: Callable[..., object]) -> None:
+    """Replace a module's forward by `forward(plain, *arguments)`."""
+    plain = module.forward
+    module.forward = lambda *arguments: forward(plain, *arguments)
+
+
+def everywhere(patch: Patch, name: str, value: object) -> None:
+    """Replace a function in every model file that has it."""
+    for file in FILES:
+        if hasattr(file, name):
+            patch.setattr(file, name, value)
+
+
+def eps_of_1e_5(_: Patch, version: str) -> StepModule:
+    return StepModule(case(version)[0], version, ln_x_eps=1e-5)
+
+
+def state_transposed_after_each_step(_: Patch, version: str) -> StepModule:
+    made = built(version)
+
+    def forward(plain, *arguments):
+        *rest, wkv = plain(*arguments)
+        return *rest, wkv.mT
+
+    for block in made.module.blocks:
+        wrap(block.att, forward)
+    return made
+
+
+def state_kept_transposed(_: Patch, version: str) -> StepModule:
+    """Swapped back before use: no logit is wrong, only what the state's axes are said to be."""
+    made = built(version)
+
+    def forward(plain, *arguments):
+        *before, old = arguments
+        *rest, wkv = plain(*before, old.mT)
+        return *rest, wkv.mT
+
+    for block in made.module.blocks:
+        wrap(block.att, forward)
+    return made
+
+
+def record(module: nn.Module, seen: dict[str, object], *, output: bool) -> None:
+    """Keep the module's last output, or its last input, in seen["it"]."""
+
+    def forward(plain, x):
+        y = plain(x)
+        seen["it"] = y if output else x
+        return y
+
+    wrap(module, forward)
+
+
+def keep_residual(norm: nn.Module, mix: nn.Module, place: int) -> None:
+    """Make the shift that `mix` returns at `place` the input of the norm before it."""
+    seen = {}
+
+    def forward(plain, *arguments):
+        out = list(plain(*arguments))
+        out[place] = seen["it"][-1:]
+        return tuple(out)
+
+    record(norm, seen, output=False)
+    wrap(mix, forward)
+
+
+def time_mix_shift_is_x_before_the_norm(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        keep_residual(block.ln1, block.att, 2)
+    return made
+
+
+def channel_mix_shift_is_x_before_the_norm(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        keep_residual(block.ln2, block.ffn, 1)
+    return made
+
+
+def v4_maximum_starts_at_zero(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    made.spec = replace(made.spec, state=tuple(replace(spec, fill=0.0) for spec in made.spec.state))
+    return made
+
+
+def v4_maximum_does_not_decay(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        block.att.decay.zero_()
+    return made
+
+
+def v4_read_after_the_update(patch: Patch, version: str) -> StepModule:
+    plain = v4.TimeMix.recur
+
+    def recur(self, *arguments):
+        _, aa, bb, pp = plain(self, *arguments)
+        return aa / bb, aa, bb, pp
+
+    patch.setattr(v4.TimeMix, "recur", recur)
+    return built(version)
+
+
+def v5_read_after_the_update(patch: Patch, version: str) -> StepModule:
+    plain = v5.recur
+
+    def recur(wkv, r, k, v, w, u, dot, read):
+        _, wkv = plain(wkv, r, k, v, w, u, dot, read)
+        return read(r, wkv), wkv
+
+    everywhere(patch, "recur", recur)
+    return built(version)
+
+
+def v7_read_before_the_update(patch: Patch, version: str) -> StepModule:
+    plain = v7.TimeMix.recur
+
+    def recur(self, wkv, r, *rest):
+        y, new = plain(self, wkv, r, *rest)
+        return self.times(wkv, r).reshape(y.shape), new
+
+    patch.setattr(v7.TimeMix, "recur", recur)
+    return built(version)
+
+
+def decay_along_the_value_axis(patch: Patch, version: str) -> StepModule:
+    plain = v5.recur
+    everywhere(patch, "recur", lambda wkv, r, k, v, w, *rest: plain(wkv, r, k, v, w.mT, *rest))
+    return built(version)
+
+
+def bonus_without_its_exponential(patch: Patch, version: str) -> StepModule:
+    patch.setattr(v5, "bonus_5_0", lambda time_first: time_first.reshape(1, -1, 1))
+    return built(version)
+
+
+def v_first_dropped(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        block.att.v = None
+    return made
+
+
+def v_first_of_the_layer_before(_: Patch, version: str) -> StepModule:
+    made = built(version)
+
+    def hand_on(att: nn.Module) -> None:
+        seen = {}
+
+        def forward(plain, *arguments):
+            added, _, *state = plain(*arguments)
+            return added, seen["it"], *state
+
+        record(att.value, seen, output=True)
+        wrap(att, forward)
+
+    for block in made.module.blocks:
+        hand_on(block.att)
+    return made
+
+
+def mix_of_the_token_before(patch: Patch, version: str) -> StepModule:
+    everywhere(patch, "complement", layers.flat)
+    return built(version)
+
+
+def v6_low_rank_rows_in_another_order(patch: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        up = block.att.shift.up
+        up[0], up[1] = up[1], up[0]
+    return made
+
+
+def v7a_matrix_transposed(_: Patch, version: str) -> StepModule:
+    made = built(version)
+    for block in made.module.blocks:
+        wrap(block.ffn.turn, lambda plain, vector, matrix: plain(vector, matrix.mT))
+    return made
+
+
+def v7a_table_without_the_embedding(patch: Patch, version: str) -> StepModule:
+    patch.setattr(v7a, "folded", lambda s_emb, *_: s_emb.clone())
+    return built(version)
+
+
+FAULTS: dict[Fault, tuple[str, ...]] = {
+    eps_of_1e_5: ("5.0", "5.1", "5.2", "6", "7", "7a"),
+    state_transposed_after_each_step: ("5.0", "5.1", "5.2", "6", "7", "7a"),
+    state_kept_transposed: ("5.0", "5.1", "5.2", "6", "7", "7a"),
+    time_mix_shift_is_x_before_the_norm: VERSIONS,
+    channel_mix_shift_is_x_before_the_norm: VERSIONS,
+    v4_maximum_starts_at_zero: ("4",),
+    v4_maximum_does_not_decay: ("4",),
+    v4_read_after_the_update: ("4",),
+    v5_read_after_the_update: ("5.0", "5.1", "5.2", "6"),
+    v7_read_before_the_update: ("7", "7a"),
+    decay_along_the_value_axis: ("5.2", "6"),
+    bonus_without_its_exponential: ("5.0", "5.1"),
+    v_first_dropped: ("7", "7a"),
+    v_first_of_the_layer_before: ("7", "7a"),
+    mix_of_the_token_before: ("4", "5.0", "5.1", "5.2"),
+    v6_low_rank_rows_in_another_order: ("6",),
+    v7a_matrix_transposed: ("7a",),
+    v7a_table_without_the_embedding: ("7a",),
+}
+CASES = [
+    pytest.param(fault, version, id=f"{fault.__name__}-{version}") for fault in FAULTS for version in FAULTS[fault]
+]
+
+
+@pytest.mark.parametrize(("fault", "version"), CASES)
+def test_a_planted_fault_is_far_outside_the_bound(monkeypatch, fault, version):
+    assert max(found(built(version), version, STEPS).values()) < BOUND
+    seen = found(fault(monkeypatch, version), version, STEPS)
+    assert max(seen.values()) > FAR, seen
+
+
+@pytest.mark.parametrize("version", FAULTS[state_kept_transposed])
+def test_a_state_kept_transposed_shows_in_the_state_alone(monkeypatch, version):
+    seen = found(state_kept_transposed(monkeypatch, version), version, STEPS)
+    assert seen["logits"] < BOUND
+    assert seen["blocks.1.att.wkv"] > FAR
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("previous", lambda x, shift: shift.expand_as(x)),  # every token of a call follows the token before the call
+        ("last", lambda x: x[:1]),  # the first token's row in place of the last's
+        ("at", lambda t, x: x[:1]),  # the recurrence sees the first token again and again
+        ("stack", lambda rows: rows[0].repeat_interleave(len(rows), 0)),  # and so does what follows it
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_fault_in_calls_of_many_tokens_shows_only_there(monkeypatch, version, name, fault):
+    everywhere(monkeypatch, name, fault)
+    made = built(version)
+    assert max(found(made, version, STEPS).values()) < BOUND
+    seen = found(made, version, CHUNKS)
+    assert max(seen.values()) > FAR, seen

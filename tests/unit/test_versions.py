@@ -1,0 +1,105 @@
+"""Recognising RWKV versions: each known one is found by exactly one file, other models are refused with a reason."""
+
+from pathlib import Path
+
+import pytest
+
+from exporter import models, versions
+from runtimes.errors import BadCheckpoint, WrongCall
+
+V5 = ("blocks.0.att.time_decay", "blocks.0.att.ln_x.weight")
+KNOWN = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")
+
+
+def names(version: str) -> dict[str, None]:
+    """The tensor names of a one-block model."""
+    file = versions.load(version)
+    return dict.fromkeys(file.layout(version, file.dimensions(version, layers=1, width=64, head_size=64, vocab=8)))
+
+
+def refusal(*tensors: str) -> BadCheckpoint:
+    with pytest.raises(BadCheckpoint) as caught:
+        versions.identify(dict.fromkeys(tensors))
+    return caught.value
+
+
+@pytest.mark.parametrize("version", KNOWN)
+def test_each_version_is_found_by_one_file_only(version):
+    file, found = versions.identify(names(version))
+
+    assert found == version and version in file.VERSIONS
+    answers = [other.matches(names(version).keys()) for other in set(versions.by_version().values())]
+    assert [answer for answer in answers if answer is not None] == [version]
+
+
+# The keys that tell versions apart, as listed by RWKV-LM's own loaders.
+@pytest.mark.parametrize(
+    ("version", "keys"),
+    [
+        ("4", ["blocks.0.att.time_first", "blocks.0.att.time_decay"]),
+        ("5.0", [*V5, "blocks.0.att.time_first"]),
+        ("5.1", [*V5, "blocks.0.att.time_first", "blocks.0.att.gate.weight"]),
+        ("5.2", [*V5, "blocks.0.att.time_faaaa", "blocks.0.att.gate.weight"]),
+        ("6", [*V5, "blocks.0.att.time_faaaa", "blocks.0.att.gate.weight", "blocks.0.att.time_maa_x"]),
+        ("7", ["blocks.0.att.r_k", "blocks.0.att.ln_x.weight"]),
+        ("7a", ["blocks.0.att.r_k", "blocks.0.att.ln_x.weight", "blocks.0.ffn.s_emb.weight"]),
+    ],
+)
+def test_versions_are_told_apart_by_their_keys(version, keys):
+    assert versions.identify(dict.fromkeys(keys))[1] == version
+
+
+@pytest.mark.parametrize("key", ["blocks.0.qkv.qq.weight", "blocks.3.qkv.k_emb.weight", "blocks.0.qkv.k1"])
+def test_rwkv_7b_is_refused_for_its_growing_cache(key):
+    error = refusal(*names("7a"), key)
+
+    assert "cache that grows with the text" in error.message and key in error.message
+    assert "7a" in error.hint
+
+
+@pytest.mark.parametrize("key", ["blocks.0.rosa.rosa_qkv.emb", "rosa1.emb0", "emb_rosa.emb.weight"])
+def test_rwkv_8_is_refused_for_its_suffix_automaton(key):
+    error = refusal("emb.weight", "blocks.0.ffn.key.weight", key)
+
+    assert "suffix automaton, which is neither a tensor operation nor a fixed-size state" in error.message
+    assert key in error.message
+
+
+def test_the_rwkv_8_preview_is_not_taken_for_rwkv_7():
+    assert "RWKV-8 preview" in refusal(*names("7"), "blocks.0.ffn.enn.weight").message
+
+
+def test_lora_adapters_are_refused():
+    assert "merge it into its base model" in refusal("blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B").message
+
+
+def test_other_models_are_refused_with_a_few_of_their_names():
+    error = refusal("model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "z")
+
+    assert error.message == (
+        "this is not an RWKV checkpoint: "
+        "it holds lm_head.weight, model.layers.0.self_attn.q_proj.weight, model.norm.weight"
+    )
+    assert error.hint == f"supported are RWKV versions {', '.join(KNOWN)}"
+
+
+def test_unknown_blocks_are_called_an_unknown_version():
+    assert "no RWKV version known here: it holds blocks.0.att.time_warp" in refusal("blocks.0.att.time_warp").message
+
+
+def test_a_new_file_is_found_by_being_there(tmp_path, monkeypatch):
+    (tmp_path / "v9_of_this_test.py").write_text(
+        'VERSIONS = ("9",)\ndef matches(names): return "9" if "blocks.0.att.nine" in names else None\n'
+    )
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+
+    file, version = versions.identify({"blocks.0.att.nine": None})
+
+    assert version == "9" and Path(file.__file__).parent == tmp_path
+    assert set(versions.by_version()) == {*KNOWN, "9"}
+
+
+def test_unknown_version_strings_get_a_suggestion():
+    with pytest.raises(WrongCall, match="unknown RWKV version '5'") as caught:
+        versions.load("5")
+    assert "5.2" in caught.value.hint

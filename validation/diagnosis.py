@@ -1,0 +1,89 @@
+"""What is odd about time samples, as sentences that say what to do about it; it measures nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEW = 30
+SPREAD = 2.0
+"""p95 over median from which a run is called uneven."""
+RISE = 1.2
+"""Median of the last quarter over that of the first, from which a run is called rising."""
+CORRELATION = 0.4
+"""Least rank correlation of time and position in a rising run."""
+APART = 5.0
+"""Ashman's D from which samples are two groups: a normal distribution cut in two has 2.7, a uniform one 3.5."""
+LEAST_SHARE = 0.15
+LEAST_GAP = 1.15
+BUSY = 0.25
+"""Share of the machine that other programs may use unmentioned."""
+
+UNSETTLED = "decode times had not settled when warm-up ended: the first samples may be slow; use more tokens"
+
+Times = NDArray[np.float64]
+
+
+def diagnose(seconds: Sequence[float]) -> list[str]:
+    """Warnings about decode samples in the order they were taken: too few, rising, uneven or in two groups."""
+    times = np.asarray(seconds, np.float64)
+    if not times.all():
+        return ["some calls took 0 s: the clock of this runtime is too coarse for such a small model"]
+    found = []
+    if len(times) < FEW:
+        found.append(f"{len(times)} decode samples are too few for a p99; use --tokens {FEW} or more")
+    if len(times) >= 8:
+        found += [sentence for sentence in [_rising(times) or _groups(times) or _uneven(times)] if sentence]
+    return found
+
+
+def background(share: float) -> list[str]:
+    """A warning where other programs used `share` (0 to 1) of the processors before the run began."""
+    if share <= BUSY:
+        return []
+    return [f"other programs used {share:.0%} of the processors before the run; close them and measure again"]
+
+
+def _rising(times: Times) -> str | None:
+    from scipy.stats import spearmanr
+
+    quarter = len(times) // 4
+    rise = float(np.median(times[-quarter:]) / np.median(times[:quarter]))
+    if rise < RISE or float(spearmanr(np.arange(len(times)), times).statistic) < CORRELATION:
+        return None
+    return (
+        f"p95 is {_spread(times):.1f}x the median and decode slows to {rise:.1f}x over the run: probably throttling; "
+        "let the machine cool down and measure again"
+    )
+
+
+def _groups(times: Times) -> str | None:
+    """Otsu's cut: the split of the sorted samples with the largest variance between its two sides."""
+    ordered, count = np.sort(times), len(times)
+    least = max(3, math.ceil(LEAST_SHARE * count))
+    cuts = np.arange(least, count - least + 1)
+    below = np.cumsum(ordered)[cuts - 1]
+    gaps = (ordered.sum() - below) / (count - cuts) - below / cuts
+    cut = int(cuts[np.argmax(cuts * (count - cuts) * gaps**2)])
+    fast, slow = ordered[:cut], ordered[cut:]
+    distance, spread = slow.mean() - fast.mean(), math.hypot(fast.std(), slow.std())
+    if slow.mean() < LEAST_GAP * fast.mean() or math.sqrt(2) * distance < APART * spread:
+        return None
+    return (
+        f"decode times fall into two groups, {1000 * fast.mean():.3g} ms and {1000 * slow.mean():.3g} ms "
+        f"({len(slow) / count:.0%} of the samples): probably cores of two speeds or a changing clock; "
+        "pin the process to some cores (taskset) and measure again"
+    )
+
+
+def _uneven(times: Times) -> str | None:
+    if _spread(times) < SPREAD:
+        return None
+    return f"p95 is {_spread(times):.1f}x the median: something else uses this machine; close it and measure again"
+
+
+def _spread(times: Times) -> float:
+    return float(np.percentile(times, 95) / np.median(times))

@@ -1,0 +1,93 @@
+"""Golden traces for a run over several artifacts: one a checkpoint, recorded when first needed; compares nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from runtimes import manifest
+from runtimes.contract import Artifact, Session
+from runtimes.errors import WrongCall
+from runtimes.session import stored_initial_state
+from validation.progress import silent
+from validation.trace import Trace, choose_tokens, record
+
+if TYPE_CHECKING:
+    from exporter.contract import Progress
+
+Find = Callable[[manifest.Source], Path]
+
+
+class Open(Protocol):
+    """Opens a checkpoint as the session that others are compared with."""
+
+    def __call__(self, checkpoint: Path, *, ln_x_eps: float) -> Session: ...
+
+
+def find_checkpoint(source: manifest.Source) -> Path:
+    """Where the checkpoint is on this machine; raises Missing."""
+    from exporter import sources
+
+    return sources.find(source)
+
+
+def open_reference(checkpoint: Path, *, ln_x_eps: float) -> Session:
+    """The checkpoint stepped by torch in float32."""
+    from exporter.model import reference_session
+
+    return reference_session(checkpoint, ln_x_eps=ln_x_eps)
+
+
+def same_checkpoint(checkpoint: Path, source: manifest.Source) -> Path:
+    """`checkpoint` where it is what `source` says; raises WrongCall where it is another one."""
+    from exporter.checkpoint import open_checkpoint
+
+    digest = open_checkpoint(checkpoint).sha256()
+    if digest != source.sha256:
+        raise WrongCall(
+            f"{checkpoint} has sha256 {digest[:12]}..., the artifact was made from {source.file} with "
+            f"{source.sha256[:12]}...",
+            hint="name the checkpoint it was made from, or export this one",
+        )
+    return checkpoint
+
+
+def heldout_text() -> str:
+    """Text that the bundled model was not trained on."""
+    from exporter import bundled
+
+    return bundled.HELDOUT.read_text(encoding="utf-8")
+
+
+@dataclass
+class Golden:
+    """Records and keeps the traces. `find` raises Missing where a checkpoint is not on this machine."""
+
+    steps: int
+    seed: int
+    find: Find
+    open: Open
+    text: Callable[[], str] = heldout_text
+    progress: Progress = silent
+    _kept: dict[tuple[str, float, str | None], Trace] = field(default_factory=dict)
+
+    def trace(self, artifact: Artifact) -> Trace:
+        """The trace an artifact is compared with: its checkpoint, its norm's epsilon, its tuned initial state."""
+        document = artifact.manifest
+        hashes = {file.path: file.sha256 for file in document.files}
+        key = (document.source.sha256, document.model.ln_x_eps, hashes.get(document.initial_state or ""))
+        if key not in self._kept:
+            path = self.find(document.source)
+            tokens = choose_tokens(
+                self.steps,
+                vocab=document.model.vocab,
+                seed=self.seed,
+                text=self.text() if document.tokenizer.kind == "bytes" else None,
+            )
+            with closing(self.open(path, ln_x_eps=document.model.ln_x_eps)) as session:
+                tuned = stored_initial_state(artifact)
+                self._kept[key] = record(session, tokens, tuned=tuned, progress=self.progress)
+        return self._kept[key]

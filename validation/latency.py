@@ -1,0 +1,119 @@
+"""How fast is a session? Warm-up, first token, prefill and decode as raw samples; it compares with nothing.
+
+Seconds are those the session reports for its calls, so that the harness around it costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtimes.contract import Session, Step
+from runtimes.errors import CheckFailed
+from validation import diagnosis
+from validation.outcome import Samples
+from validation.progress import silent
+
+if TYPE_CHECKING:
+    from exporter.contract import Progress
+
+WINDOW = 8
+"""Warm-up ends when the medians of two windows of this many steps agree within SETTLED."""
+SETTLED = 0.05
+MOST_STEPS, MOST_SECONDS = 64, 5.0
+"""What warm-up may cost before decode is measured anyway, with a warning."""
+REPETITIONS, PREFILL_SECONDS = 5, 20.0
+"""Timed prefills; fewer where they take longer than this in all."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What `time_session` measured; fields as in Latency. rss_bytes: largest resident size seen between calls."""
+
+    first_token_s: float
+    prefill: Samples
+    decode: Samples
+    rss_bytes: int
+    warnings: tuple[str, ...]
+
+
+def time_session(
+    session: Session, prompt: Sequence[int], *, tokens: int, text: str = "timing", progress: Progress = silent
+) -> Timing:
+    """Time a session that has not run yet: one first token, prefills of `prompt`, then `tokens` greedy decode steps.
+
+    Raises CheckFailed where the logits end up NaN or infinite: such numbers time nothing useful.
+    """
+    memory = _Memory()
+    with progress(text, len(prompt) * (REPETITIONS + 1) + tokens) as advance:
+        first = session.step(prompt[0], session.initial_state())
+        memory.look()
+        prefills: list[float] = []
+        for repetition in range(REPETITIONS + 1):
+            step = session.prefill(prompt, session.initial_state())
+            memory.look()
+            advance(len(prompt))
+            if repetition:  # the first one warms up
+                prefills.append(step.seconds)
+            if sum(prefills) > PREFILL_SECONDS:
+                break
+        step, settled = _warm_up(session, step)
+        decodes: list[float] = []
+        for _ in range(tokens):
+            step = session.step(_greedy(step), step.state)
+            decodes.append(step.seconds)
+            memory.look()
+            advance(1)
+    if not np.isfinite(step.logits).all():
+        raise CheckFailed(f"the logits hold NaN or infinite values after {tokens} generated tokens")
+    warnings = [] if settled else [diagnosis.UNSETTLED]
+    warnings += diagnosis.diagnose(decodes)
+    return Timing(first.seconds, summarise(prefills, len(prompt)), summarise(decodes, 1), memory.peak, tuple(warnings))
+
+
+def summarise(seconds: Sequence[float], tokens: int) -> Samples:
+    """At least one raw sample with its summary; percentiles interpolate linearly. tokens: per sample."""
+    milliseconds = 1000 * np.asarray(seconds)
+    median, p90, p99 = np.percentile(milliseconds, [50, 90, 99])
+    return Samples(
+        seconds=tuple(seconds),
+        median_ms=float(median),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        mad_ms=float(np.median(np.abs(milliseconds - median))),
+        min_ms=float(milliseconds.min()),
+        tokens=tokens,
+    )
+
+
+def _warm_up(session: Session, step: Step) -> tuple[Step, bool]:
+    """Decode until the times settle or the budget is spent, and whether they settled."""
+    seconds: list[float] = []
+    while len(seconds) < MOST_STEPS and sum(seconds) < MOST_SECONDS:
+        step = session.step(_greedy(step), step.state)
+        seconds.append(step.seconds)
+        if len(seconds) >= 2 * WINDOW:
+            before, now = np.median(seconds[-2 * WINDOW : -WINDOW]), np.median(seconds[-WINDOW:])
+            if abs(now - before) <= SETTLED * before:
+                return step, True
+    return step, False
+
+
+def _greedy(step: Step) -> int:
+    return int(step.logits.argmax())
+
+
+class _Memory:
+    """The largest resident size of this process, looked at between calls."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self.peak = 0
+
+    def look(self) -> None:
+        self.peak = max(self.peak, int(self._process.memory_info().rss))

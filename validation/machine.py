@@ -1,0 +1,90 @@
+"""Describes the machine results were made on; what it cannot find out it leaves empty."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from validation.outcome import Machine
+
+PACKAGES = (
+    "ai-edge-litert",
+    "coreai-core",
+    "coremltools",
+    "executorch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-ep-webgpu",
+    "onnxruntime-gpu",
+    "onnxruntime-qnn",
+    "openvino",
+    "rknn-toolkit-lite2",
+    "rknn-toolkit2",
+    "rwkv-export",
+    "torch",
+)
+"""Distributions whose version can change a result; those that are installed are recorded."""
+
+CPUINFO = Path("/proc/cpuinfo")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def describe() -> Machine:
+    """This machine and the Python that runs."""
+    return Machine(
+        system=platform.platform(),
+        cpu=_cpu(),
+        cores=_cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        governor=_read(GOVERNOR).strip(),
+        python=platform.python_version(),
+        packages=_packages(),
+    )
+
+
+def busy() -> float:
+    """Share of the processors, 0 to 1, that all programs together used during a short look."""
+    return float(psutil.cpu_percent(interval=0.3)) / 100
+
+
+def _cpu() -> str:
+    """x86 says "model name", most Arm boards "Model" or "Hardware", Macs answer sysctl."""
+    text = _read(CPUINFO)
+    for key in ("model name", "Model", "Hardware"):
+        if found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1].strip()
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip()
+    return platform.processor()
+
+
+def _cores() -> int:
+    """Logical processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

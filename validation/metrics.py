@@ -1,0 +1,172 @@
+"""Compares logits and states of two runs and returns numbers; no verdicts and no tolerances, those are parity's.
+
+Names, count, shape and finiteness are checked first: what cannot be compared raises CheckFailed with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from runtimes.contract import HALF_FILL, Array
+from runtimes.errors import CheckFailed
+from validation.outcome import Reading
+
+LIKELIEST = 10
+STATE_FLOOR = 1e-3
+"""State tensors that never reach this magnitude are measured against it: relative to nought, rounding is everything.
+Layer norms keep activations near 1, so a tensor this small contributes nothing."""
+
+Double = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepError:
+    """One step's logits compared; fields as in Reading.
+
+    regret: how much the reference prefers its own greedy token to the target's, in logits; 0 where they agree
+    """
+
+    max_abs: float
+    rel_std: float
+    sqnr_db: float | None
+    kl: float
+    top1: bool
+    top10: float
+    regret: float
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """One state tensor compared; `magnitude` is the largest absolute reference value."""
+
+    max_abs: float
+    magnitude: float
+
+
+StateErrors = Mapping[str, TensorError]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything compared over a token sequence, in its order; filled as the sequence runs.
+
+    steps:  step -> its logits' error
+    states: step -> the error of the state after it; -1 is the initial state
+    """
+
+    steps: dict[int, StepError] = field(default_factory=dict)
+    states: dict[int, StateErrors] = field(default_factory=dict)
+
+
+def compare_step(reference: Array, target: Array) -> StepError:
+    """Compare logits of shape (vocab,) in float64; raises CheckFailed where they cannot be compared."""
+    _same_shape("logits", reference, target)
+    ref, out = _finite("the reference's logits", reference), _finite("logits", target)
+    spread = float(ref.std())
+    if spread == 0:
+        raise CheckFailed("the reference's logits are all equal, so that nothing can be told from them")
+    error = out - ref
+    worst = float(np.abs(error).max())
+    log_p, log_q = log_softmax(ref), log_softmax(out)
+    best_ref, best_out = int(ref.argmax()), int(out.argmax())
+    return StepError(
+        max_abs=worst,
+        rel_std=worst / spread,
+        sqnr_db=_sqnr_db(ref, error),
+        kl=max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))),  # rounding may leave -1e-17
+        top1=best_ref == best_out,
+        top10=_overlap(ref, out),
+        regret=float(ref[best_ref] - ref[best_out]),
+    )
+
+
+def compare_state(reference: Mapping[str, Array], target: Mapping[str, Array]) -> dict[str, TensorError]:
+    """Compare state tensors by name in float64, in the reference's order; raises CheckFailed.
+
+    Axes of one are no difference: some runtimes want (1, 1, C) for (1, C).
+
+    v4's running maximum starts at -1e30, in float16 at HALF_FILL, and both stand for minus infinity. So everything
+    below HALF_FILL counts as HALF_FILL, and does not count as magnitude; any other start, such as 0, is an error.
+    """
+    check_state(reference, target)
+    errors = {}
+    for name, array in reference.items():
+        ref = _finite(f"the reference's state {name}", array)
+        out = _finite(f"state {name}", target[name]).reshape(ref.shape)
+        real = np.abs(ref[ref > HALF_FILL])
+        error = np.maximum(out, HALF_FILL) - np.maximum(ref, HALF_FILL)
+        errors[name] = TensorError(float(np.abs(error).max()), float(real.max(initial=0.0)))
+    return errors
+
+
+def check_state(reference: Mapping[str, Array], target: Mapping[str, Array]) -> None:
+    """Both hold the same names with the same shapes, axes of one aside; raises CheckFailed."""
+    if not reference:
+        raise CheckFailed("the reference has no state tensors to compare")
+    if absent := [name for name in reference if name not in target]:
+        raise CheckFailed(f"the state lacks {_listing(absent)}")
+    if extra := [name for name in target if name not in reference]:
+        raise CheckFailed(f"the state has {_listing(extra)}, which the reference lacks")
+    for name, array in reference.items():
+        if [n for n in array.shape if n != 1] != [n for n in target[name].shape if n != 1]:
+            _same_shape(f"state {name}", array, target[name])
+
+
+def read(comparison: Comparison) -> Reading:
+    """Summarise at least one step and one state; raises CheckFailed where nothing was compared."""
+    steps, states = list(comparison.steps.values()), list(comparison.states.values())
+    if not steps or not states:
+        raise CheckFailed("nothing was compared")
+    names = states[0]
+    return Reading(
+        max_abs=tuple(step.max_abs for step in steps),
+        rel_std=tuple(step.rel_std for step in steps),
+        sqnr_db=tuple(step.sqnr_db for step in steps),
+        kl=tuple(step.kl for step in steps),
+        top1=float(np.mean([step.top1 for step in steps])),
+        top10=float(np.mean([step.top10 for step in steps])),
+        first_divergent=next((index for index, step in comparison.steps.items() if not step.top1), None),
+        state_max_abs={name: max(state[name].max_abs for state in states) for name in names},
+        state_rel={name: max(state[name].max_abs for state in states) / scale(comparison, name) for name in names},
+    )
+
+
+def scale(comparison: Comparison, name: str) -> float:
+    """What a state tensor's error is divided by: its largest magnitude in any state, at least STATE_FLOOR."""
+    return max(STATE_FLOOR, *(state[name].magnitude for state in comparison.states.values()))
+
+
+def _same_shape(what: str, reference: Array, target: Array) -> None:
+    if reference.shape != target.shape:
+        raise CheckFailed(f"{what} has shape {target.shape}, the reference's is {reference.shape}")
+    if not reference.size:
+        raise CheckFailed(f"{what} is empty: shape {target.shape}")
+
+
+def _finite(what: str, array: Array) -> Double:
+    values = array.astype(np.float64)
+    if odd := int(values.size - np.isfinite(values).sum()):
+        kinds = "NaN" if np.isnan(values).any() else "infinite"
+        raise CheckFailed(f"{odd} of {values.size} values of {what} are {kinds}")
+    return values
+
+
+def _sqnr_db(reference: Double, error: Double) -> float | None:
+    noise = float(np.sum(error**2))
+    return 10.0 * float(np.log10(np.sum(reference**2) / noise)) if noise else None
+
+
+def _overlap(reference: Double, target: Double) -> float:
+    count = min(LIKELIEST, reference.size)
+    likeliest = [set(np.argsort(-logits, kind="stable")[:count].tolist()) for logits in (reference, target)]
+    return len(likeliest[0] & likeliest[1]) / count
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

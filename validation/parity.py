@@ -1,0 +1,223 @@
+"""Is an artifact right? Two readings of one golden trace, a second look at the state, and prefill against stepping.
+
+It measures no time and moves no bound: what a bound allows is in tolerances.toml, what follows from it in judge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtimes.contract import HALF_FILL, Array, Session, State, Step
+from runtimes.errors import CheckFailed
+from validation import judge
+from validation.metrics import Comparison, check_state, compare_state, compare_step, read
+from validation.outcome import Bound, Identity, Parity, Reading
+from validation.progress import silent
+from validation.trace import Trace, copied
+
+if TYPE_CHECKING:
+    from exporter.contract import Advance, Progress
+
+LEAD = 3
+"""Tokens stepped before a prefill graph is tried, so that it starts from a state that is not zero."""
+SINGLES = 16
+"""Tokens prefilled one by one."""
+
+Run = Callable[[], Comparison]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one call gave, copied: the logits and the state after it."""
+
+    logits: Array
+    state: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """A way of feeding a prompt: after `start` stepped tokens, prefill calls of these many tokens."""
+
+    name: str
+    start: int
+    calls: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """Tokens fed in all."""
+        return self.start + sum(self.calls)
+
+
+def check(
+    session: Session,
+    trace: Trace,
+    bound: Bound,
+    identity: Identity,
+    *,
+    graph_sizes: Sequence[int],
+    progress: Progress = silent,
+) -> Parity:
+    """Compare a session with the trace of the checkpoint it was made from.
+
+    graph_sizes: tokens per call of the artifact's graphs, e.g. (1, 64)
+
+    A reading that cannot be taken (names or shapes differ, NaN) is a failure without numbers. What the session itself
+    raises passes through.
+    """
+    sizes = sorted(set(graph_sizes))
+    readings: dict[str, Reading] = {}
+    reasons: list[str] = []
+    with progress(f"{identity.artifact} on {identity.requested}", 2 * len(trace.tokens) + _reach(sizes)) as advance:
+        for label, run in _runs(session, trace, sizes, advance):
+            try:
+                comparison = run()
+            except CheckFailed as failure:
+                reasons.append(f"{label}: {failure.message}")
+            else:
+                readings[label] = read(comparison)
+                reasons += judge.broken(label, comparison, bound)
+    local, free, placed = readings.get("local"), readings.get("free"), session.placement()
+    outcome, why = judge.verdict(reasons, (local, free), bound, requested=identity.requested, placed=placed)
+    return Parity(
+        identity=replace(identity, observed=placed.observed, nodes=dict(placed.nodes)),
+        outcome=outcome,
+        reasons=why,
+        steps=len(trace.tokens),
+        bound=bound,
+        local=local,
+        free=free,
+        prefill={
+            label.removeprefix("prefill "): max(reading.worst, *reading.state_max_abs.values())
+            for label, reading in readings.items()
+            if label.startswith("prefill ")
+        },
+    )
+
+
+def _runs(session: Session, trace: Trace, sizes: Sequence[int], advance: Advance) -> Iterator[tuple[str, Run]]:
+    yield "local", partial(_local, session, trace, advance)
+    yield "free", partial(_free, session, trace, advance)
+    yield "again", partial(_again, session, trace)
+    chunkings = _chunkings(sizes)
+    tokens = np.resize(trace.tokens, _reach(sizes)).tolist()  # goes round where a graph takes more than the trace has
+    marks = {mark for chunking in chunkings for mark in (chunking.start, chunking.end)}
+    stepped = _stepped(session, tokens, marks, advance)
+    for chunking in chunkings:
+        yield f"prefill {chunking.name}", partial(_prefill, session, tokens, stepped, chunking)
+
+
+def _chunkings(sizes: Sequence[int]) -> list[Chunking]:
+    whole = [Chunking(str(size), LEAD, (size,)) for size in sizes if size > 1]
+    return [Chunking("1", 0, (1,) * SINGLES), *whole, Chunking("uneven", 0, (sizes[-1] + LEAD,))]
+
+
+def _reach(sizes: Sequence[int]) -> int:
+    """How many tokens the chunkings need."""
+    return max(chunking.end for chunking in _chunkings(sizes))
+
+
+def _local(session: Session, trace: Trace, advance: Advance) -> Comparison:
+    """The reference's state is written before every step, so that each step stands alone."""
+    compared, own = Comparison(), session.read_state(session.initial_state())
+    for index, token in enumerate(trace.tokens):
+        state = session.write_state(_fitted(trace.states[index], own))
+        _add(compared, index, _golden(trace, index), _seen(session, session.step(token, state)))
+        advance(1)
+    return compared
+
+
+def _free(session: Session, trace: Trace, advance: Advance) -> Comparison:
+    """The session keeps its own state from its own start."""
+    state = session.initial_state()
+    with _located("before the first step"):
+        compared = Comparison(states={-1: compare_state(trace.states[0], session.read_state(state))})
+    for index, token in enumerate(trace.tokens):
+        step = session.step(token, state)
+        _add(compared, index, _golden(trace, index), _seen(session, step))
+        state = step.state
+        advance(1)
+    return compared
+
+
+def _again(session: Session, trace: Trace) -> Comparison:
+    """The session against itself: stepping twice from one state, with another step between, must give the same.
+
+    Catches state that is updated in place, which neither reading sees.
+    """
+    initial, middle = session.initial_state(), len(trace.tokens) // 2
+    written = session.write_state(_fitted(trace.states[middle], session.read_state(initial)))
+    starts = {0: initial, middle: written}
+    before = {index: _seen(session, session.step(trace.tokens[index], state)) for index, state in starts.items()}
+    compared = Comparison()
+    for index, state in starts.items():
+        _add(compared, index, before[index], _seen(session, session.step(trace.tokens[index], state)))
+    return compared
+
+
+def _stepped(
+    session: Session, tokens: Sequence[int], marks: Collection[int], advance: Advance
+) -> dict[int, tuple[Seen, State]]:
+    """What stepping gives after each number of tokens in `marks`, and the state itself, which stays valid."""
+    state, after = session.initial_state(), {}
+    for count, token in enumerate(tokens, start=1):
+        step = session.step(token, state)
+        state = step.state
+        if count in marks:
+            after[count] = (_seen(session, step), state)
+        advance(1)
+    return after
+
+
+def _prefill(
+    session: Session, tokens: Sequence[int], stepped: Mapping[int, tuple[Seen, State]], chunking: Chunking
+) -> Comparison:
+    """Prefill calls against having stepped as far."""
+    state, done = session.initial_state(), chunking.start
+    if chunking.start:
+        _, state = stepped[chunking.start]
+    for size in chunking.calls:
+        step = session.prefill(tokens[done : done + size], state)
+        state, done = step.state, done + size
+    expected, _ = stepped[done]
+    compared = Comparison()
+    _add(compared, done - 1, expected, _seen(session, step))
+    return compared
+
+
+def _add(compared: Comparison, index: int, expected: Seen, seen: Seen) -> None:
+    with _located(f"at step {index}"):
+        compared.steps[index] = compare_step(expected.logits, seen.logits)
+        compared.states[index] = compare_state(expected.state, seen.state)
+
+
+def _golden(trace: Trace, index: int) -> Seen:
+    return Seen(trace.logits[index], trace.states[index + 1])
+
+
+def _seen(session: Session, step: Step) -> Seen:
+    return Seen(np.array(step.logits), copied(session.read_state(step.state)))
+
+
+def _fitted(golden: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies of the golden tensors in the session's own dtypes and shapes, minus infinity's stand-in kept finite."""
+    check_state(golden, own)
+    fitted = {}
+    for name, array in golden.items():
+        like = own[name]
+        values = np.maximum(array, HALF_FILL) if like.dtype == np.float16 else array
+        fitted[name] = np.array(values, like.dtype).reshape(like.shape)
+    return fitted
+
+
+@contextmanager
+def _located(place: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckFailed as failure:
+        raise CheckFailed(f"{failure.message}, {place}") from failure

@@ -1,0 +1,73 @@
+"""Results as JUnit XML: one test case per parity and per latency row; what could not run is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from validation.outcome import Latency, Outcome, Parity, Results
+from validation.reports.words import printable, sig, worst
+
+_ELEMENT = {
+    Outcome.FAIL: "failure",
+    Outcome.SUSPICIOUS: "failure",
+    Outcome.FALLBACK: "failure",
+    Outcome.ERROR: "error",
+    Outcome.MISSING: "skipped",
+}
+
+
+def render(results: Results) -> str:
+    """The document with its XML declaration; suites without rows are left out."""
+    root = ElementTree.Element("testsuites", name="rwkv-export")
+    for name, rows in (("parity", results.parity), ("latency", results.latency)):
+        if rows:
+            root.append(_suite(name, rows))
+    for count in ("tests", "failures", "errors", "skipped"):
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _suite(name: str, rows: Sequence[Parity | Latency]) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)))
+    suite.extend([_case(name, row) for row in rows])
+    for count, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(count, str(len(suite.findall(f"testcase/{tag}"))))
+    return suite
+
+
+def _case(suite: str, row: Parity | Latency) -> ElementTree.Element:
+    identity = row.identity
+    name = f"{identity.artifact} on {identity.requested}"
+    case = ElementTree.Element("testcase", classname=printable(f"{suite}.{identity.target}"), name=printable(name))
+    if isinstance(row, Latency):
+        case.set("time", f"{_measured(row):.6f}")
+    if row.outcome is not Outcome.PASS:
+        reasons = row.reasons or ("no reason recorded",)
+        trouble = ElementTree.SubElement(case, _ELEMENT[row.outcome], type=row.outcome.value)
+        trouble.set("message", printable(f"{row.outcome.value}: {reasons[0]}"))
+        trouble.text = printable("\n".join(reasons))
+    ElementTree.SubElement(case, "system-out").text = printable(_numbers(row))
+    return case
+
+
+def _measured(row: Latency) -> float:
+    """All seconds spent in measured calls, load included."""
+    samples = [part.seconds for part in (row.decode, row.prefill) if part]
+    return row.load_s + row.first_token_s + sum(sum(seconds) for seconds in samples)
+
+
+def _numbers(row: Parity | Latency) -> str:
+    lines = [f"requested {row.identity.requested}, observed {row.identity.observed or 'nothing'}"]
+    if isinstance(row, Parity):
+        for kind, reading in (("free", row.free), ("local", row.local)):
+            if reading:
+                error, divergence = sig(worst(reading.max_abs)), sig(worst(reading.kl))
+                lines.append(f"{kind}: max abs {error}, KL {divergence} nats, top-1 {reading.top1:.4f}")
+    else:
+        for kind, samples in (("decode", row.decode), ("prefill", row.prefill)):
+            if samples:
+                lines.append(f"{kind}: median {sig(samples.median_ms)} ms, p99 {sig(samples.p99_ms)} ms")
+        lines += row.warnings
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""Numbers and names as short readable text; measures and judges nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+NOTHING = "–"  # noqa: RUF001  an en dash, so that an empty cell does not read as a minus
+
+_UNPRINTABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def printable(text: str) -> str:
+    """`text` with every character that XML 1.0 forbids (control characters, lone surrogates) replaced."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """Printable text without line breaks."""
+    return " ".join(printable(text).split())
+
+
+def worst(values: Iterable[float | None]) -> float | None:
+    """The largest value; NaN if any is NaN, None if there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return math.nan if any(math.isnan(value) for value in known) else max(known)
+
+
+def sig(value: float | None) -> str:
+    """Two to four significant digits: "0.0123", "1.2e-5", "1,234", "NaN"."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    if 1000 <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    if 1e-3 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def share(value: float | None) -> str:
+    """A fraction as percent, rounded down so that only 1.0 reads as 100 %."""
+    if value is None or not math.isfinite(value):
+        return sig(value)
+    return f"{math.floor(value * 1000 + 1e-9) / 10:g} %"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units; a dash for 0, which means unknown."""
+    if count <= 0:
+        return NOTHING
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 artifact", "3 artifacts"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listing(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    shown = list(names)
+    rest = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,196 @@
+"""Runs artifacts in places and collects the rows; a row that could not run says why, and never counts as a pass."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+import runtimes
+from runtimes import manifest, registry
+from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
+from validation import diagnosis, judge, machine, outcome
+from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
+from validation.latency import time_session
+from validation.outcome import Identity, Latency, Outcome, Parity, Results
+from validation.parity import check
+from validation.progress import silent
+from validation.tolerances import bound
+from validation.trace import choose_tokens, require_steps
+
+if TYPE_CHECKING:
+    from exporter.contract import Progress
+
+T = TypeVar("T", Parity, Latency)
+
+logger = logging.getLogger(__name__)
+
+
+class Case(NamedTuple):
+    """One artifact in one place."""
+
+    folder: Path
+    manifest: manifest.Manifest
+    place: str
+
+    @property
+    def identity(self) -> Identity:
+        """Of a case that has not run."""
+        model, target = self.manifest.model, self.manifest.target
+        return Identity(
+            artifact=self.folder.resolve().name,
+            model=model.name,
+            version=model.version,
+            target=target.name,
+            precision=target.precision,
+            requested=self.place,
+            observed="",
+        )
+
+
+def validate(
+    artifacts: Sequence[Path],
+    *,
+    on: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    steps: int = 64,
+    seed: int = 0,
+    progress: Progress = silent,
+    find: Find = find_checkpoint,
+    reference: Open = open_reference,
+) -> Results:
+    """Compare every artifact, in every place of `on`, with the checkpoint it was made from.
+
+    on:         "runtime:device" places; where empty, the place each artifact was made for
+    checkpoint: what to compare with, its hash checked; where None, `find` looks for it on this machine
+    steps:      tokens to compare over, drawn with `seed`
+    reference:  opens a checkpoint as the session whose numbers are right
+
+    Returns one parity row for each artifact and place: MISSING where this machine lacks something, ERROR where
+    something raised. Raises BadArtifact for a folder without a readable manifest, WrongCall for an unknown place or
+    too few steps.
+    """
+    require_steps(steps)
+    locate = partial(same_checkpoint, checkpoint) if checkpoint else find
+    golden = Golden(steps, seed, locate, reference, progress=progress)
+    rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in _cases(artifacts, on)]
+    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows))
+
+
+def measure(
+    artifacts: Sequence[Path],
+    *,
+    on: Sequence[str] | None = None,
+    prompt: int = 64,
+    tokens: int = 128,
+    progress: Progress = silent,
+) -> Results:
+    """Time every artifact in every place of `on`: loading, the first token, prompts of `prompt` tokens, `tokens` steps.
+
+    Rows and exceptions as in `validate`.
+    """
+    if prompt < 1 or tokens < 1:
+        raise WrongCall(f"cannot time a prompt of {prompt} and {tokens} generated tokens", hint="both must be positive")
+    cases = _cases(artifacts, on)
+    with progress("looking at what else runs here"):
+        disturbed = diagnosis.background(machine.busy())
+    rows = [_attempt(case, partial(_measure, case, prompt, tokens, disturbed, progress), _untimed) for case in cases]
+    return Results(outcome.SCHEMA, machine.describe(), latency=tuple(rows))
+
+
+def exit_code(results: Results) -> int:
+    """0: every row passed. 1: one failed, fell back, is suspicious or raised. 3: some could not run, or there are none.
+
+    A timing row that fell back counts too: its numbers are those of another device.
+    """
+    outcomes = {row.outcome for row in results.parity} | {row.outcome for row in results.latency}
+    if outcomes - {Outcome.PASS, Outcome.MISSING}:
+        return CheckFailed.exit_code
+    return 0 if outcomes == {Outcome.PASS} else Missing.exit_code
+
+
+def _cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
+    if not artifacts:
+        raise WrongCall("no artifact was named", hint="name artifact folders, such as out/*")
+    places = [":".join(registry.parse(place)) for place in dict.fromkeys(on or ())]
+    cases = []
+    for folder in map(Path, artifacts):
+        document = manifest.read(folder)
+        made_for = f"{document.target.runtime}:{document.target.device}"
+        cases += [Case(folder, document, place) for place in places or [made_for]]
+    return cases
+
+
+def _attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str], T]) -> T:
+    try:
+        return run()
+    except Missing as error:
+        return row(case, Outcome.MISSING, _sentence(error))
+    except CheckFailed as error:
+        return row(case, Outcome.FAIL, _sentence(error))
+    except Exception as error:  # whatever a backend raises is a row, so that the other rows are not lost
+        logger.debug("%s on %s", case.folder, case.place, exc_info=True)
+        return row(case, Outcome.ERROR, _sentence(error))
+
+
+def _unproven(case: Case, outcome: Outcome, reason: str) -> Parity:
+    return Parity(case.identity, outcome, (reason,), steps=0)
+
+
+def _untimed(case: Case, outcome: Outcome, reason: str) -> Latency:
+    return Latency(case.identity, outcome, (reason,))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, RwkvExportError):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return f"{type(error).__name__}: {error}"
+
+
+def _validate(case: Case, golden: Golden, progress: Progress) -> Parity:
+    row = bound(case.manifest.target.tolerance)
+    registry.require(case.place)  # before the reference is run for nothing
+    artifact = manifest.open_artifact(case.folder)
+    trace = golden.trace(artifact)
+    sizes = [graph.tokens for graph in case.manifest.graphs]
+    with closing(runtimes.open_on(artifact, case.place)) as session:
+        return check(session, trace, row, case.identity, graph_sizes=sizes, progress=progress)
+
+
+def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progress: Progress) -> Latency:
+    artifact = manifest.open_artifact(case.folder)
+    ids = choose_tokens(prompt, vocab=case.manifest.model.vocab, seed=0)
+    text = f"timing {case.identity.artifact} on {case.place}"
+    before = time.perf_counter()
+    with closing(runtimes.open_on(artifact, case.place)) as session:
+        loaded = time.perf_counter() - before
+        timing = time_session(session, ids, tokens=tokens, text=text, progress=progress)
+        placed = session.placement()
+    elsewhere = judge.fallback(case.place, placed)
+    return Latency(
+        identity=replace(case.identity, observed=placed.observed, nodes=dict(placed.nodes)),
+        outcome=Outcome.FALLBACK if elsewhere else Outcome.PASS,
+        reasons=(elsewhere,) if elsewhere else (),
+        load_s=loaded,
+        first_token_s=timing.first_token_s,
+        decode=timing.decode,
+        prefill=timing.prefill,
+        weight_bytes=weight_bytes(case.manifest),
+        state_bytes=sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in case.manifest.state),
+        rss_bytes=timing.rss_bytes,
+        warnings=(*disturbed, *timing.warnings),
+    )
+
+
+def weight_bytes(document: manifest.Manifest) -> int:
+    """Size of the graphs and their weights: every file but the tokenizer, the tuned state and the README."""
+    others = {document.tokenizer.file, document.initial_state, "README.md"}
+    return sum(file.bytes for file in document.files if file.path not in others)

@@ -146,7 +146,7 @@ def _place_initial_state(model: Model, written: Written, folder: Path) -> str | 
     shapes = {tensor.name: tensor.shape for tensor in written.state}
     name = "initial_state.npz"
     arrays = {key: array.reshape(shapes[key]) for key, array in model.initial.items()}
-    np.savez(folder / name, **arrays)  # type: ignore[arg-type]  numpy's stub takes the arrays for its own flag
+    np.savez(folder / name, allow_pickle=False, **arrays)
     return name
 
 

@@ -84,7 +84,8 @@ def _stateful(job: Job, named: ports.Ports) -> Any:
     import coremltools as ct
 
     module = Stateful(job.model, job.spec)
-    traced = torch.jit.trace(  # type: ignore[no-untyped-call]module, (torch.zeros(1, dtype=torch.int32),), check_trace=False)
+    example = (torch.zeros(1, dtype=torch.int32),)
+    traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
     module.reset()
     states = [
         ct.StateType(ct.TensorType(shape=t.shape, dtype=_numpy(t.dtype)), name=_identifier(t.name)) for t in named.state

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 
+from exporter.progress import Progress as Progress
 from runtimes.contract import TensorSpec
 from runtimes.manifest import Graph, Precision, StateTensor
 
 Weights = Mapping[str, torch.Tensor]
 """BlinkDL tensor names to tensors, read (and mapped from disk) when looked up."""
-
-Advance = Callable[[int], None]
-
-
-class Progress(Protocol):
-    """Told about long work: `with progress("writing weights", total=bytes) as advance: advance(n)`."""
-
-    def __call__(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]: ...
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-from exporter.contract import Advance, Progress
 from exporter.formats.huggingface import CONFIG
+from exporter.progress import Advance, Progress
 from runtimes.errors import BadCheckpoint, Missing, WrongCall, did_you_mean
 
 ATTEMPTS = 5  # in a row without a single byte
@@ -96,7 +97,13 @@ def _parse(reference: str) -> tuple[str, str]:
 
 
 def _listing(repo: str, revision: str | None) -> list[File]:
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
+        raise Missing(
+            f"{constants.ENDPOINT} does not answer as a Hugging Face Hub does: {error}",
+            hint="check HF_ENDPOINT, and whether a login page is in between",
+        ) from error
     files = []
     for item in info.siblings or ():
         if item.size is None or item.blob_id is None:
@@ -212,8 +219,7 @@ def _check_space(files: Sequence[File], folder: Path) -> None:
     needed, free = sum(file.bytes for file in files), shutil.disk_usage(folder).free
     if needed > free:
         raise Missing(
-            f"{folder.resolve()} has {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB",
-            hint="name another folder",
+            f"{folder.resolve()} has {free:,} bytes free, the download needs {needed:,}", hint="choose another folder"
         )
 
 
@@ -241,14 +247,9 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except OfflineModeIsEnabled:
         raise
-    except OSError as error:
-        full = error.errno == errno.ENOSPC
+    except (OSError, ValueError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         raise Missing(
-            f"the disk is full: {error.filename or ''}" if full else f"cannot download {repo}: {error}",
+            "the disk is full" if full else f"cannot download {repo}: {error}",
             hint="free some space; the download continues where it stopped" if full else "run the command again",
-        ) from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise Missing(
-            f"{constants.ENDPOINT} does not answer as a Hugging Face Hub does: {error}",
-            hint="check HF_ENDPOINT and whether a login page is in between",
         ) from error

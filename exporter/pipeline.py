@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from exporter import readme, registry, sources
-from exporter.contract import Advance, Job, Progress, Target, TargetFile, Written
+from exporter.contract import Job, Target, TargetFile, Written
+from exporter.atomic import replacing
 from exporter.model import Model, open_model
+from exporter.progress import Advance, Progress, silent
 from exporter.vocabulary import place_tokenizer
 from runtimes import manifest
 from runtimes.errors import WrongCall
-
-
-@contextmanager
-def silent(text: str, total: int | None = None) -> Iterator[Advance]:
-    """Progress for callers who want none."""
-    yield lambda amount: None
 
 
 @dataclass(frozen=True)
@@ -88,13 +84,11 @@ def _sizes(target: Target, prefill: Sequence[int]) -> tuple[int, ...]:
 
 
 def _write(plan: Plan, model: Model, progress: Progress) -> None:
-    from exporter.atomic import replacing
-
-    def staged(text: str, total: int | None = None) -> object:
+    def staged(text: str, total: int | None = None) -> AbstractContextManager[Advance]:
         return progress(f"{plan.target.name} {plan.precision}: {text}", total)
 
     module = model.build(plan.target.spelling)
-    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, staged)  # type: ignore[arg-type]
+    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, staged)
     with replacing(plan.folder) as folder:
         written = plan.file.export(job, folder)
         document = _describe(plan, model, written, folder)
@@ -151,6 +145,4 @@ def _place_initial_state(model: Model, written: Written, folder: Path) -> str | 
 
 
 def _with_files(document: manifest.Manifest, folder: Path) -> manifest.Manifest:
-    from dataclasses import replace
-
     return replace(document, files=manifest.list_files(folder))

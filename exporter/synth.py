@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from exporter import versions
-from exporter.contract import Entry, Layout, Progress
+from exporter.contract import Entry, Layout
+from exporter.progress import Progress, silent
 from runtimes.errors import Missing, WrongCall, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -56,7 +57,7 @@ def synth(
     seed: int = 0,
     dtype: str = "bf16",
     out: Path,
-    progress: Progress,
+    progress: Progress = silent,
 ) -> Path:
     """Write a random checkpoint of `version` to `out` (.pth or .safetensors) and return `out`.
 

@@ -45,25 +45,29 @@ def from_plain(cls: type[T], document: Any, path: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as `hint` says; of unions only `X | None` is known."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        options = [option for option in arguments if option is not type(None)]
-        return None if value is None and len(options) < len(arguments) else _convert(options[0], value, path)
+        return None if value is None else _convert(arguments[0], value, path)
+    if origin is not None:
+        return _collected(origin, arguments, value, path)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, path)
     if isinstance(hint, type) and issubclass(hint, Enum):
         if value not in [member.value for member in hint]:
             raise SchemaError(f"{path} is {_kind(value)}, expected one of {', '.join(m.value for m in hint)}")
         return hint(value)
-    if origin is tuple:
-        items = _expect(list, value, path)
-        return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(items))
-    if origin is not None and issubclass(origin, Mapping):
-        table = _expect(dict, value, path)
-        return {key: _convert(arguments[1], item, _join(path, key)) for key, item in table.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value if hint is Any else _expect(hint, value, path)
+
+
+def _collected(origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if origin is tuple:
+        items = _expect(list, value, path)
+        return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(items))
+    table = _expect(dict, value, path)
+    return {key: _convert(arguments[1], item, _join(path, key)) for key, item in table.items()}
 
 
 def _expect(kind: type[T], value: Any, path: str) -> T:

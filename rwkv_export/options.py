@@ -62,7 +62,7 @@ def output_file(flag: str, text: str, *short: str) -> Any:
     return typer.Option(flag, *short, metavar="FILE", dir_okay=False, callback=writable, help=text)
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="No progress and no remarks, only results and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Only results and errors, no progress.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
 JsonFile = Annotated[Path | None, output_file("--json", "Also write all numbers and raw samples to this file.")]
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.", show_default=False)]

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from exporter.contract import Advance
-    from exporter.contract import Progress as Talk
+    from exporter.progress import Advance
+    from exporter.progress import Progress as Talk
 
 UNBOUNDED = 10_000
 """Columns of a console that is not a terminal: tables keep their natural width in pipes and files."""

@@ -15,7 +15,7 @@ def deliver(
 ) -> int:
     """Print the tables, write the files that are named; returns the process's exit code."""
     from rwkv_export import tables
-    from validation import outcome, runner
+    from validation import exit_code, outcome
     from validation.reports import junit as junit_report
     from validation.reports import markdown as markdown_report
 
@@ -23,10 +23,10 @@ def deliver(
     if json:
         outcome.write(results, json)
     if junit:
-        write_text(junit, junit_report.render([results]))
+        write_text(junit, junit_report.render(results))
     if markdown:
-        write_text(markdown, markdown_report.render([results]))
-    return runner.exit_code(results)
+        write_text(markdown, markdown_report.render(results))
+    return exit_code(results)
 
 
 def write_page(files: Sequence[Path], out: Path) -> None:

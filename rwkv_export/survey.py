@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from exporter.contract import Progress
+    from exporter.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Survey:
 
 def survey(*, progress: Progress) -> Survey:
     """Ask every target file and every runtime what it needs; imports no vendor package that is not installed."""
-    with progress("looking at targets and runtimes"):
+    from exporter.quiet import quiet
+
+    with progress("looking at targets and runtimes"), quiet():
         return Survey(_targets(), _places())
 
 

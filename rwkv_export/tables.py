@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rwkv_export.output import stdout
@@ -25,21 +25,24 @@ STYLES = {
     "missing": "dim",
 }
 
+PARITY = ("local |Δ|", "free |Δ|", "state rel", "KL nats", "top-1")
+LATENCY = ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")
+
 CHANGE_STYLES = {"slower": "red", "less accurate": "red", "outcome changed": "yellow", "vanished": "yellow"}
 CHANGE_ORDER = [*CHANGE_STYLES, "appeared", "faster", "more accurate"]
 
 
 def print_survey(survey: Survey) -> None:
     """Targets and places, what is missing in the last column."""
-    targets = _table("target", "what it is", "precisions", "options", "runs on", "export here")
+    targets = _table(_word("target"), _text("what it is"), _text("precisions"), _word("runs on"), _text("export here"))
     for row in survey.targets:
-        options = "\n".join(f"{name}={'|'.join(values)}" for name, values in row.options.items())
-        runs_on = "\n".join(row.places)
-        targets.add_row(row.name, row.summary, ", ".join(row.precisions), options, runs_on, _usable(row.missing))
-    places = _table("place", "reads", "run here")
+        options = [f"-O {name}={'|'.join(values)}" for name, values in row.options.items()]
+        what, runs_on = "\n".join((row.summary, *options)), "\n".join(row.places)
+        targets.add_row(row.name, what, ", ".join(row.precisions), runs_on, _usable(row.missing))
+    places = _table(_word("place"), _word("reads"), _text("run here"))
     for place in survey.places:
         places.add_row(place.place, " ".join(place.reads), _usable(place.missing))
-    stdout().print(targets, places)
+    stdout().print(targets, "", places, sep="\n")
 
 
 def print_results(results: Results) -> None:
@@ -69,10 +72,13 @@ def _parity(rows: Sequence[Parity]) -> Table:
     from validation.reports.words import share, sig, worst
 
     table = _table(
-        "parity", "ran on", "verdict", "local max|Δ|", "free max|Δ|", "state rel", "KL nats", "top-1", "steps"
+        _text("parity"),
+        _text("ran on"),
+        _word("verdict"),
+        *map(_number, ("local |Δ|", "free |Δ|", "state rel", "KL nats", "top-1", "steps")),
     )
     for row in rows:
-        numbers = ["", "", "", "", ""]
+        numbers = [""] * len(PARITY)
         if row.local and row.free:
             state = worst(row.free.state_rel.values())
             numbers = [
@@ -82,13 +88,16 @@ def _parity(rows: Sequence[Parity]) -> Table:
                 sig(worst(row.free.kl)),
                 share(row.free.top1),
             ]
-        table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers, str(row.steps))
+        table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
     return table
 
 
 def _latency(rows: Sequence[Latency]) -> Table:
     table = _table(
-        "latency", "ran on", "verdict", "load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s"
+        _text("latency"),
+        _text("ran on"),
+        _word("verdict"),
+        *map(_number, ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")),
     )
     for row in rows:
         timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
@@ -124,15 +133,29 @@ def _usable(missing: str | None) -> Text:
 
 
 def _print_notes(notes: Iterable[tuple[Identity, Iterable[str]]]) -> None:
-    console = stdout()
+    """Each sentence once, with the rows it holds for."""
+    from validation.reports.words import listing
+
+    holds: dict[str, list[str]] = {}
     for identity, sentences in notes:
         for sentence in sentences:
-            console.print(f"{identity.artifact} on {identity.requested}: {sentence}", soft_wrap=True)
+            holds.setdefault(sentence, []).append(f"{identity.artifact} on {identity.requested}")
+    for sentence, rows in holds.items():
+        stdout().print(f"{listing(rows)}: {sentence}", soft_wrap=True)
 
 
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _table(*columns: Column) -> Table:
+    return Table(*columns, box=SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+
+
+def _text(header: str) -> Column:
+    """Breaks over lines on a narrow terminal."""
+    return Column(header, overflow="fold")
+
+
+def _word(header: str) -> Column:
+    return Column(header, no_wrap=True)
+
+
+def _number(header: str) -> Column:
+    return Column(header, no_wrap=True, justify="right")

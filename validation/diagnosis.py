@@ -18,7 +18,8 @@ CORRELATION = 0.4
 APART = 5.0
 """Ashman's D from which samples are two groups: a normal distribution cut in two has 2.7, a uniform one 3.5."""
 LEAST_SHARE = 0.15
-LEAST_GAP = 1.15
+GAP = (1.15, 3.0)
+"""Ratio of two groups' means that cores or clocks explain; beyond it the process was interrupted."""
 BUSY = 0.25
 """Share of the machine that other programs may use unmentioned."""
 
@@ -70,7 +71,7 @@ def _groups(times: Times) -> str | None:
     cut = int(cuts[np.argmax(cuts * (count - cuts) * gaps**2)])
     fast, slow = ordered[:cut], ordered[cut:]
     distance, spread = slow.mean() - fast.mean(), math.hypot(fast.std(), slow.std())
-    if slow.mean() < LEAST_GAP * fast.mean() or math.sqrt(2) * distance < APART * spread:
+    if not GAP[0] <= slow.mean() / fast.mean() <= GAP[1] or math.sqrt(2) * distance < APART * spread:
         return None
     return (
         f"decode times fall into two groups, {1000 * fast.mean():.3g} ms and {1000 * slow.mean():.3g} ms "

@@ -39,7 +39,7 @@ def embedded(table: Tensor, *ln0: Tensor) -> Tensor:
 def embedding(take: Take) -> nn.Parameter:
     """The (V, C) table whose rows enter block 0."""
     ln0 = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"] if take.has("blocks.0.ln0.weight") else []
-    return take("emb.weight", *ln0, fn=embedded)
+    return take.by_rows(["emb.weight"], *ln0, fn=embedded)
 
 
 class Linear(nn.Module):

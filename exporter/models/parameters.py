@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -12,6 +12,8 @@ from exporter.checkpoint import check_finite
 from exporter.contract import Weights
 
 Recipe = Callable[[], Tensor]
+
+ROWS = 4096  # rows of a table in memory as float32 at once
 
 
 class Take:
@@ -38,12 +40,27 @@ class Take:
         metas = [torch.empty(self._weights[name].shape, device="meta") for name in full]
         return parameter(fn(*metas), lambda: fn(*(self._read(name) for name in full)))
 
+    def by_rows(self, rows: Sequence[str], *others: str, fn: Callable[..., Tensor]) -> nn.Parameter:
+        """As a call, `fn` seeing a block of rows of the tensors `rows` at a time: no float32 copy of a whole table."""
+        tables, rest = [self.scope + name for name in rows], [self.scope + name for name in others]
+        metas = [torch.empty(self._weights[name].shape, device="meta") for name in (*tables, *rest)]
+        shape = fn(*metas).shape
+
+        def recipe() -> Tensor:
+            made, fixed = torch.empty(shape), [self._read(name) for name in rest]
+            for start in range(0, shape[0], ROWS):
+                part = slice(start, start + ROWS)
+                made[part] = fn(*(self._read(name, part) for name in tables), *fixed)
+            return made
+
+        return parameter(torch.empty(shape, device="meta"), recipe)
+
     def optional(self, name: str, fn: Callable[..., Tensor] = torch.clone) -> nn.Parameter | None:
         """As a call, or None where the checkpoint lacks the tensor."""
         return self(name, fn=fn) if self.has(name) else None
 
-    def _read(self, name: str) -> Tensor:
-        tensor = self._weights[name].to(torch.float32)
+    def _read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        tensor = self._weights[name][rows].to(torch.float32)
         check_finite(name, tensor)
         return tensor
 

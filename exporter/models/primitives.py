@@ -22,8 +22,15 @@ class Reduce(nn.Module):
         """(..., n) -> (..., 1)."""
         if self.row is not None:
             return F.linear(x, self.row)
-        total = x.sum(-1, keepdim=True)
+        total: Tensor = x.sum(-1, keepdim=True)
         return total if self.scale == 1.0 else torch.mul(total, self.scale)
+
+
+def standardised(x: Tensor, mean: Reduce, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last axis, (..., n) -> (..., n)."""
+    centred: Tensor = x - mean(x)
+    inverse: Tensor = torch.rsqrt(mean(centred * centred) + eps)
+    return centred * inverse
 
 
 class LayerNorm(nn.Module):
@@ -39,8 +46,7 @@ class LayerNorm(nn.Module):
         """(T, C) -> (T, C)."""
         if self.mean is None:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        centred = x - self.mean(x)
-        return centred * torch.rsqrt(self.mean(centred * centred) + self.eps) * self.weight + self.bias
+        return standardised(x, self.mean, self.eps) * self.weight + self.bias
 
 
 class HeadNorm(nn.Module):
@@ -64,8 +70,7 @@ class HeadNorm(nn.Module):
         if self.mean is None:
             normed = F.layer_norm(y, (self.size,), self.ones, self.zeros, self.eps)
         else:
-            centred = y - self.mean(y)
-            normed = centred * torch.rsqrt(self.mean(centred * centred) + self.eps)
+            normed = standardised(y, self.mean, self.eps)
         return normed.reshape(-1, self.heads * self.size) * self.weight + self.bias
 
 

@@ -61,7 +61,7 @@ def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
     return v7.assemble(spec, weights, spelling, lambda take: DeepChannelMix(take, root, spelling))
 
 
-def folded(s_emb: Tensor, s_emb_x: Tensor, emb: Tensor, *ln0: Tensor) -> Tensor:
+def folded(s_emb: Tensor, emb: Tensor, s_emb_x: Tensor, *ln0: Tensor) -> Tensor:
     """s_emb[token] + s_emb_x @ e for every token, (V, s*s): e, what enters block 0, depends on the token alone."""
     return s_emb + F.linear(embedded(emb, *ln0), s_emb_x)
 
@@ -73,16 +73,12 @@ class DeepChannelMix(nn.Module):
         super().__init__()
         self.shift = TokenShift(k=take("x_k", fn=flat))
         self.key, self.value = project(take, "key"), project(take, "value")
-        self.deep = root(*self._deep_names(take, root), fn=folded)
+        ln0 = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"]
+        others = [take.scope + "s_emb_x.weight", *(ln0 if root.has(ln0[0]) else [])]
+        self.deep = root.by_rows([take.scope + "s_emb.weight", "emb.weight"], *others, fn=folded)
         self.down = Linear(take("s1", fn=transposed))
         self.up = Linear(take("s2", fn=transposed), take("s0", fn=flat))
         self.turn = VecMat(self.down.weight.shape[0], spelling)
-
-    @staticmethod
-    def _deep_names(take: Take, root: Take) -> list[str]:
-        ln0 = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"]
-        own = [take.scope + "s_emb.weight", take.scope + "s_emb_x.weight"]
-        return [*own, "emb.weight", *(ln0 if root.has(ln0[0]) else [])]
 
     def forward(self, tokens: Tensor, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (T,), x (T, C), shift (1, C) -> what is added to the residual (T, C), the new shift (1, C)."""

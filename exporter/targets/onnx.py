@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from exporter import graph, ports
 from exporter.contract import Job, Option, Target, Written
@@ -93,10 +93,11 @@ def _trace(job: Job, named: ports.Ports, tokens: int, mobile: bool) -> ir.Model:
             optimize=False,
             verbose=False,
         )
-    onnx_model: ir.Model = exported.model  # type: ignore[union-attr]  None only when a path is given
-    onnx_weights.attach(onnx_model, dict(model.named_parameters()))
-    onnxscript.optimizer.optimize(onnx_model)
-    return onnx_model
+    made = cast("torch.onnx.ONNXProgram", exported).model  # None only where a path is given
+    onnx_weights.attach(made, dict(model.named_parameters()))
+    onnxscript.optimizer.optimize(made)
+    onnx_weights.strip(made)
+    return made
 
 
 def _tools() -> dict[str, str]:

@@ -36,6 +36,9 @@ def export(job: Job, folder: Path) -> Written:
     for tokens in (1, *job.prefill):
         name = "decode" if tokens == 1 else f"prefill{tokens}"
         with job.progress(f"tracing and writing {name}"), quiet():
-            torch.export.save(graph.trace(job.model, graph.arguments(job.spec, tokens)), folder / f"{name}.pt2")
+            program = graph.trace(job.model, graph.arguments(job.spec, tokens))
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it says where we were built
+            torch.export.save(program, folder / f"{name}.pt2")
         graphs.append(Graph(tokens, f"{name}.pt2", named.tokens, "int64", named.logits))
     return Written(tuple(graphs), named.state, Precision("float32", "float32"), {"torch": version("torch")})

@@ -16,7 +16,7 @@ def bench(
     artifacts: Artifacts,
     *,
     on: On = None,
-    prompt: Prompt = 512,
+    prompt: Prompt = 64,
     tokens: Tokens = 128,
     json: JsonFile = None,
     quiet: Quiet = False,
@@ -33,5 +33,5 @@ def bench(
     from rwkv_export import output, results
 
     with output.talking(quiet) as progress:
-        found = validation.measure(artifacts, on=on or (), prompt=prompt, tokens=tokens, progress=progress)
+        found = validation.measure(artifacts, on=on, prompt=prompt, tokens=tokens, progress=progress)
     raise typer.Exit(results.deliver(found, json=json))

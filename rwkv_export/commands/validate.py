@@ -25,7 +25,7 @@ def validate(
     *,
     on: On = None,
     checkpoint: Checkpoint = None,
-    steps: Steps = 32,
+    steps: Steps = 64,
     seed: Seed = 0,
     json: JsonFile = None,
     junit: Junit = None,
@@ -46,7 +46,5 @@ def validate(
     from rwkv_export import output, results
 
     with output.talking(quiet) as progress:
-        found = validation.validate(
-            artifacts, on=on or (), checkpoint=checkpoint, steps=steps, seed=seed, progress=progress
-        )
+        found = validation.validate(artifacts, on=on, checkpoint=checkpoint, steps=steps, seed=seed, progress=progress)
     raise typer.Exit(results.deliver(found, json=json, junit=junit, markdown=markdown))

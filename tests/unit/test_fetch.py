@@ -12,15 +12,14 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from exporter import fetch as module
 from exporter.fetch import fetch
+from exporter.progress import silent
 from runtimes.errors import BadCheckpoint, Missing, WrongCall
-from validation.progress import silent
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "BlinkDL/rwkv-7-world"
@@ -41,7 +40,7 @@ class Hub:
     def listing(self, repo: str) -> dict:
         siblings = []
         for name, content in self.repositories[repo].items():
-            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
             item = {"rfilename": name, "size": len(content), "blobId": blob}
             if len(content) > LARGE:
                 item["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
@@ -280,9 +279,16 @@ def test_refusals_of_the_hub_are_sentences(hub, status, code, says):
         fetch("RWKV/g/a.pth", progress=silent)
 
 
+def test_a_login_page_in_place_of_the_hub_is_recognised(hub):
+    hub.refused["RWKV/g"] = (200, "")
+
+    with pytest.raises(Missing, match="does not answer as a Hugging Face Hub does"):
+        fetch("RWKV/g/a.pth", progress=silent)
+
+
 @pytest.mark.parametrize(
     "reference",
-    ["model.pth", "https://huggingface.co/BlinkDL/rwkv-7-world", "BlinkDL/", "/tmp/model.pth", "a/b/../c", "a/b/"],
+    ["model.pth", "https://huggingface.co/BlinkDL/rwkv-7-world", "BlinkDL/", "/models/model.pth", "a/b/../c", "a/b/"],
 )
 def test_what_is_no_reference_is_refused_without_asking_the_hub(hub, reference):
     with pytest.raises(WrongCall, match="is not OWNER/REPO/FILE or OWNER/REPO"):
@@ -318,21 +324,20 @@ def test_too_small_a_disk_is_noticed_before_the_download(hub, tmp_path, monkeypa
     usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
 
-    with pytest.raises(Missing, match=r"has 0\.0 GB free, the download needs 0\.1 MB".replace("0.1 MB", r"0\.0 GB")):
+    with pytest.raises(Missing, match="has 1,000 bytes free, the download needs 102,400"):
         fetch(f"{REPO}/RWKV-7.pth", into=tmp_path, progress=silent)
     assert ranges(hub) == []
 
 
 def test_hf_endpoint_is_respected(hub, tmp_path):
     script = (
-        "from pathlib import Path\nfrom exporter.fetch import fetch\nfrom validation.progress import silent\n"
+        "from pathlib import Path\nfrom exporter.fetch import fetch\nfrom exporter.progress import silent\n"
         f"print(fetch('{REPO}/RWKV-7.pth', into=Path('.'), progress=silent))"
     )
     environment = os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     assert done.stdout.strip() == "RWKV-7.pth", done.stderr
     assert (tmp_path / "RWKV-7.pth").read_bytes() == WEIGHTS

@@ -120,8 +120,10 @@ def test_two_speeds_are_diagnosed_whatever_their_order() -> None:
 
 
 def test_scattered_outliers_are_diagnosed_as_interference() -> None:
-    (sentence,) = diagnosis.diagnose(np.where(np.arange(128) % 12 == 5, 4 * NOISE, NOISE).tolist())
-    assert sentence.startswith("p95 is 4.0x the median: something else uses this machine")
+    for every in (5, 12):
+        slow = np.arange(128) % every == 3
+        (sentence,) = diagnosis.diagnose(np.where(slow, 4 * NOISE, NOISE).tolist())
+        assert "x the median: something else uses this machine" in sentence
 
 
 def test_few_samples_and_a_coarse_clock_are_told() -> None:

@@ -148,6 +148,15 @@ def test_timing_alone_is_never_called_a_pass() -> None:
     assert 'class="badge pass"' not in page
 
 
+def test_rows_without_parity_are_told_apart_in_the_verdict() -> None:
+    gone = Latency(identity("gone", "coreml:ane", ""), Outcome.MISSING, ("needs macOS",))
+    results = Results(outcome.SCHEMA, MACHINE, (passing("a"), passing("b")), (timed("b"), timed("c"), gone))
+    assert str(verdict(join([results]))) == (
+        "All 2 artifacts match the checkpoint; timing of 1 could not run here: gone (needs macOS); "
+        "1 only timed, not compared."
+    )
+
+
 def test_all_missing_shows_no_pass_anywhere() -> None:
     gone = Parity(identity("gone", "coreml:ane", ""), Outcome.MISSING, ("needs macOS",), 0)
     results = Results(outcome.SCHEMA, MACHINE, (gone,))
@@ -206,6 +215,15 @@ def test_parity_and_speed_of_two_documents_meet_in_one_row() -> None:
     assert [row.number for row in rows] == [1, 2, 3, 4]
 
 
+def test_rows_with_equal_names_join_in_order() -> None:
+    checked = Results(outcome.SCHEMA, MACHINE, (passing("a", steps=1), passing("a", steps=2)))
+    measured = Results(outcome.SCHEMA, MACHINE, (), (timed("a", load_s=1.0), timed("a", load_s=2.0)))
+    together = replace(checked, latency=measured.latency)
+    for documents in ([checked, measured], [measured, checked], [together]):
+        pairs = [(row.parity.steps, row.latency.load_s) for row in join(documents) if row.parity and row.latency]
+        assert pairs == [(1, 1.0), (2, 2.0)]
+
+
 @pytest.mark.filterwarnings("error")
 def test_nan_infinity_zero_and_absence_are_shown_not_hidden() -> None:
     nan, infinity = math.nan, math.inf
@@ -229,7 +247,7 @@ def test_nan_infinity_zero_and_absence_are_shown_not_hidden() -> None:
     assert "worst NaN" in text
     assert "exactly zero at 1 step, not finite at 2 steps" in text
     assert "NaN" in markdown.render(results)
-    junit_of(results)
+    assert all(math.isfinite(float(case.get("time", "0"))) for case in junit_of(results).iter("testcase"))
 
 
 def test_no_rows_at_all_still_makes_a_page() -> None:

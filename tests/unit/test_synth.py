@@ -10,9 +10,9 @@ from exporter import synth as module
 from exporter import versions
 from exporter.checkpoint import check_finite, open_checkpoint
 from exporter.contract import Dimensions, Entry
+from exporter.progress import silent
 from exporter.synth import SIZES, synth
 from runtimes.errors import Missing, WrongCall
-from validation.progress import silent
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")

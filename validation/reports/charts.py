@@ -125,7 +125,7 @@ def states(rows: Sequence[Row]) -> str | None:
             text = one_line(f"{row.number} · {name} · {sig(error)}")
             axes.annotate(text, (low, y), (0, 6), textcoords="offset points", color=INK, fontsize=10)
             if row.bound:
-                axes.plot([row.bound.state_rel] * 2, [y - 0.16, y + 0.16], color=INK, lw=2)
+                axes.plot([row.bound.state_rel] * 2, [y - 0.1, y + 0.2], color=INK, lw=2)
         axes.set_ylim(places[-1] + 0.5, -0.2)
         axes.set_yticks([])
         axes.set_xlabel("largest error / largest reference value, logarithmic")

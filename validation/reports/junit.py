@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
@@ -53,9 +54,9 @@ def _case(suite: str, row: Parity | Latency) -> ElementTree.Element:
 
 
 def _measured(row: Latency) -> float:
-    """All seconds spent in measured calls, load included."""
-    samples = [part.seconds for part in (row.decode, row.prefill) if part]
-    return row.load_s + row.first_token_s + sum(sum(seconds) for seconds in samples)
+    """All seconds spent in measured calls, load included; what is not finite counts nothing."""
+    samples = [second for part in (row.decode, row.prefill) if part for second in part.seconds]
+    return sum(second for second in (row.load_s, row.first_token_s, *samples) if math.isfinite(second))
 
 
 def _numbers(row: Parity | Latency) -> str:

@@ -87,20 +87,24 @@ class Row:
 
 
 def join(documents: Sequence[Results]) -> tuple[Row, ...]:
-    """All rows of some documents: parity and latency meet where identity and machine agree, newest document first."""
+    """All rows of some documents: parity and latency meet in order where identity and machine agree.
+
+    Within one document first, then with what earlier documents left open.
+    """
     rows: list[Row] = []
     for document in documents:
+        own = len(rows)
         for parity in document.parity:
-            _place(rows, Row(0, document.machine, parity=parity))
+            _place(rows, own, Row(0, document.machine, parity=parity))
         for latency in document.latency:
-            _place(rows, Row(0, document.machine, latency=latency))
+            _place(rows, own, Row(0, document.machine, latency=latency))
     machines = [row.machine for row in rows]
     rows.sort(key=lambda row: machines.index(row.machine))
     return tuple(replace(row, number=number) for number, row in enumerate(rows, start=1))
 
 
-def _place(rows: list[Row], new: Row) -> None:
-    for index in reversed(range(len(rows))):
+def _place(rows: list[Row], own: int, new: Row) -> None:
+    for index in [*range(own, len(rows)), *range(own)]:
         old = rows[index]
         free = old.latency is None if new.latency else old.parity is None
         if free and _key(old) == _key(new) and old.machine == new.machine:
@@ -163,11 +167,11 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     if not compared:
         headline = f"Nothing was compared with a checkpoint; {_timed(rows)}"
         return Verdict(headline, tuple(_clauses(rows, timing=True)))
-    clauses = (*_clauses(compared, timing=False), *_clauses(compared, timing=True))
-    extra = len(rows) - len(compared)
+    clauses = [*_clauses(compared, timing=False), *_clauses(rows, timing=True)]
+    extra = sum(row.badges[0][0] == TIMED for row in rows)
     if extra:
-        clauses += (Clause(TIMED, f"{extra} only timed, not compared"),)
-    return Verdict(_headline(compared), clauses)
+        clauses.append(Clause(TIMED, f"{extra} only timed, not compared"))
+    return Verdict(_headline(compared), tuple(clauses))
 
 
 def _headline(rows: Sequence[Row]) -> str:

@@ -6,10 +6,9 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from rwkv_export import failure
 from rwkv_export.commands.bench import bench
@@ -36,19 +35,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 
 
-class Group(TyperGroup):
-    """Keeps typer from ending with code 1, which means a failed check, when the reader of a pipe goes away."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise typer.Exit(BROKEN_PIPE) from error
-
-
-app = typer.Typer(
-    name=NAME, cls=Group, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(name=NAME, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
@@ -90,6 +77,11 @@ def run(arguments: Sequence[str]) -> int:
         code = typer.main.get_command(app).main(list(arguments), prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
+        code = BROKEN_PIPE
+    except SystemExit as exit:
+        # How typer and rich leave when the reader of a pipe went away; their code, 1, would say that a check failed.
+        if not isinstance(exit.__context__, BrokenPipeError):
+            raise
         code = BROKEN_PIPE
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -94,10 +94,4 @@ def _ignore(amount: int) -> None:
 def _console(stream: TextIO) -> Console:
     terminal = stream.isatty()
     width = None if terminal else UNBOUNDED
-    return _QuietConsole(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False)
-
-
-class _QuietConsole(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave the decision to the caller instead of ending the process with code 1."""
-        raise BrokenPipeError
+    return Console(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False)

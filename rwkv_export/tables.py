@@ -71,34 +71,18 @@ def print_changes(changes: Sequence[Change]) -> None:
 def _parity(rows: Sequence[Parity]) -> Table:
     from validation.reports.words import share, sig, worst
 
-    table = _table(
-        _text("parity"),
-        _text("ran on"),
-        _word("verdict"),
-        *map(_number, ("local |Δ|", "free |Δ|", "state rel", "KL nats", "top-1", "steps")),
-    )
+    table = _table(_text("parity"), _word("ran on"), _word("verdict"), *map(_number, PARITY))
     for row in rows:
         numbers = [""] * len(PARITY)
         if row.local and row.free:
-            state = worst(row.free.state_rel.values())
-            numbers = [
-                sig(row.local.worst),
-                sig(row.free.worst),
-                sig(state),
-                sig(worst(row.free.kl)),
-                share(row.free.top1),
-            ]
+            errors = (row.local.worst, row.free.worst, worst(row.free.state_rel.values()), worst(row.free.kl))
+            numbers = [*map(sig, errors), share(row.free.top1)]
         table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
     return table
 
 
 def _latency(rows: Sequence[Latency]) -> Table:
-    table = _table(
-        _text("latency"),
-        _text("ran on"),
-        _word("verdict"),
-        *map(_number, ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")),
-    )
+    table = _table(_text("latency"), _word("ran on"), _word("verdict"), *map(_number, LATENCY))
     for row in rows:
         timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
         table.add_row(*_who(row.identity), _verdict(row.outcome), *timed, *_decode(row.decode), _rate(row.prefill))
@@ -119,9 +103,9 @@ def _rate(samples: Samples | None) -> str:
 
 
 def _who(identity: Identity) -> tuple[str, str]:
-    if identity.observed in ("", identity.requested):
-        return identity.artifact, identity.requested
-    return identity.artifact, f"{identity.observed}, not {identity.requested}"
+    if identity.observed == identity.requested:
+        return identity.artifact, identity.observed
+    return identity.artifact, f"{identity.observed or 'nowhere'}, not {identity.requested}"
 
 
 def _verdict(outcome: str) -> Text:

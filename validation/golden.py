@@ -6,17 +6,14 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from exporter.progress import Progress, silent
 from runtimes import manifest
 from runtimes.contract import Artifact, Session
 from runtimes.errors import WrongCall
 from runtimes.session import stored_initial_state
-from validation.progress import silent
 from validation.trace import Trace, choose_tokens, record
-
-if TYPE_CHECKING:
-    from exporter.contract import Progress
 
 Find = Callable[[manifest.Source], Path]
 

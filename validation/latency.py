@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.progress import Progress, silent
 from runtimes.contract import Session, Step
 from runtimes.errors import CheckFailed
 from validation import diagnosis
 from validation.outcome import Samples
-from validation.progress import silent
-
-if TYPE_CHECKING:
-    from exporter.contract import Progress
 
 WINDOW = 8
 """Warm-up ends when the medians of two windows of this many steps agree within SETTLED."""

@@ -9,20 +9,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.progress import Advance, Progress, silent
 from runtimes.contract import HALF_FILL, Array, Session, State, Step
 from runtimes.errors import CheckFailed
 from validation import judge
 from validation.metrics import Comparison, check_state, compare_state, compare_step, read
 from validation.outcome import Bound, Identity, Parity, Reading
-from validation.progress import silent
 from validation.trace import Trace, copied
-
-if TYPE_CHECKING:
-    from exporter.contract import Advance, Progress
 
 LEAD = 3
 """Tokens stepped before a prefill graph is tried, so that it starts from a state that is not zero."""

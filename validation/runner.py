@@ -10,11 +10,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 import runtimes
+from exporter.progress import Progress, silent
 from runtimes import manifest, registry
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 from validation import diagnosis, judge, machine, outcome
@@ -22,12 +23,8 @@ from validation.golden import Find, Golden, Open, find_checkpoint, open_referenc
 from validation.latency import time_session
 from validation.outcome import Identity, Latency, Outcome, Parity, Results
 from validation.parity import check
-from validation.progress import silent
 from validation.tolerances import bound
 from validation.trace import choose_tokens, require_steps
-
-if TYPE_CHECKING:
-    from exporter.contract import Progress
 
 T = TypeVar("T", Parity, Latency)
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.progress import Progress, silent
 from runtimes.contract import Array, Session
 from runtimes.errors import WrongCall
-from validation.progress import silent
-
-if TYPE_CHECKING:
-    from exporter.contract import Progress
 
 FEWEST = 4
 """Steps below which a trace proves nothing: from a zero state, the first step hides most errors in the state."""

@@ -16,6 +16,11 @@ Recipe = Callable[[], Tensor]
 ROWS = 4096  # rows of a table in memory as float32 at once
 
 
+def same(tensor: Tensor) -> Tensor:
+    """The tensor as it is stored."""
+    return tensor
+
+
 class Take:
     """Hands out a scope's parameters: `take("w0", fn=flat)` for `blocks.3.att.w0` when scoped there.
 
@@ -34,7 +39,7 @@ class Take:
         """Whether the checkpoint has `name` in this scope."""
         return self.scope + name in self._weights
 
-    def __call__(self, *names: str, fn: Callable[..., Tensor] = torch.clone) -> nn.Parameter:
+    def __call__(self, *names: str, fn: Callable[..., Tensor] = same) -> nn.Parameter:
         """A float32 parameter computed by `fn` from the named tensors."""
         full = [self.scope + name for name in names]
         metas = [torch.empty(self._weights[name].shape, device="meta") for name in full]
@@ -55,7 +60,7 @@ class Take:
 
         return parameter(torch.empty(shape, device="meta"), recipe)
 
-    def optional(self, name: str, fn: Callable[..., Tensor] = torch.clone) -> nn.Parameter | None:
+    def optional(self, name: str, fn: Callable[..., Tensor] = same) -> nn.Parameter | None:
         """As a call, or None where the checkpoint lacks the tensor."""
         return self(name, fn=fn) if self.has(name) else None
 

@@ -56,8 +56,8 @@ def export(
 
     Examples:
       rwkv-export export -t onnx-cpu
-      rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu -t coreml -p fp16 -o artifacts
-      rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu --prefill 16,64 --names rwkv-mobile
+      rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu -t coreml -p fp16
+      rwkv-export export model.pth -t onnx-cpu --prefill 16 --names rwkv-mobile
     """
     import exporter
     from rwkv_export import inspection, output

@@ -10,7 +10,7 @@ def targets(json: Json = False, quiet: Quiet = False) -> None:
 
     Examples:
       rwkv-export targets
-      rwkv-export targets --json | jq '.targets[] | select(.missing == null) | .name'
+      rwkv-export targets --json | jq '.places[] | select(.missing == null)'
     """
     from rwkv_export import output, survey, tables
 

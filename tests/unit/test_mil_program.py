@@ -12,22 +12,11 @@ from mil_models import TOKENS, ZERO, largest_difference, steps, torch_steps
 from runtimes.errors import WrongCall
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
-from runtimes.mil.program import Constant
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mil_models.save(tmp_path_factory.mktemp("single") / "model.mlpackage", precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def two_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("functions")
-    parts = {
-        name: mil_models.save(folder / f"{name}.mlpackage", tokens=tokens, precision="fp16")
-        for name, tokens in (("decode", 1), ("prefill", 3))
-    }
-    return mil_models.save_functions(folder / "model.mlpackage", **parts)
 
 
 def test_single_precision_agrees_with_torch(single: Path) -> None:
@@ -58,32 +47,6 @@ def test_a_package_that_keeps_its_state_agrees_with_torch(tmp_path: Path) -> Non
         np.testing.assert_array_equal(given["memory"], before)
         results.append((outputs["logits"], states["memory"]))
     assert 1e-4 < largest_difference(results, torch_steps()) < 5e-3
-
-
-def test_every_function_of_a_package_is_reached_by_name(two_functions: Path) -> None:
-    package = Package(two_functions)
-    assert package.functions == ("decode", "prefill")
-    assert package.function(None).name == "decode"
-    prefill = Evaluator(package.function("prefill"), package.weights)
-    outputs, _ = prefill.run({"tokens": np.array(TOKENS, np.int32), "memory_in": ZERO}, {})
-    *_, (logits, memory) = steps(two_functions, "decode")
-    # The two differ only by a rounding of the memory to float16 that every decode output has, and so does prefill.
-    np.testing.assert_allclose(outputs["logits"], logits, atol=4e-3)
-    np.testing.assert_allclose(outputs["memory_out"], memory, atol=4e-3)
-
-
-def test_functions_share_their_constants(two_functions: Path) -> None:
-    package = Package(two_functions)
-
-    def weights(function: str) -> list[Constant]:
-        found = [item for item in package.function(function).operations if item.kind == "linear"]
-        return [constant for item in found for constant in item.arguments["weight"]]
-
-    shared = set(weights("decode"))
-    assert set(weights("prefill")) == shared
-    assert len(shared) == 5 * mil_models.LAYERS + 1
-    first = weights("decode")[0]
-    assert package.weights.wide(first) is package.weights.wide(weights("prefill")[0])
 
 
 def test_inputs_are_checked(single: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_rnn import PLACE, Model, session, specs
 
-from runtimes.contract import Array, Placement
+from runtimes.contract import Array, Placement, State
 from runtimes.session import ExplicitSession, Tensors
 from validation import judge
 from validation.metrics import Comparison, StepError, TensorError
@@ -51,6 +51,23 @@ def test_half_precision_session_passes_in_its_own_class_only(golden: Trace) -> N
     row = judged(session("float16"), golden)
     assert row.outcome is Outcome.FAIL
     assert row.free and 1e-4 < row.free.state_rel[PP] < 5e-2, "minus infinity's stand-in must not drown the rest"
+
+
+def test_states_written_to_a_half_precision_session_are_finite_copies(golden: Trace) -> None:
+    target, written = session("float16"), []
+    write = target.write_state
+
+    def noted(arrays: dict[str, Array]) -> State:
+        written.append(arrays)
+        return write(arrays)
+
+    target.write_state = noted  # type: ignore[method-assign, assignment]
+    assert judged(target, golden, "fp16").outcome is Outcome.PASS
+    given = [array for arrays in written for array in arrays.values()]
+    assert len(given) > 3 * 12
+    assert all(array.dtype == np.float16 and np.isfinite(array).all() for array in given)
+    kept = [array for state in golden.states for array in state.values()]
+    assert not any(np.shares_memory(array, other) for array in given for other in kept)
 
 
 def test_state_that_is_not_written_back_fails_both_readings(golden: Trace) -> None:
@@ -227,3 +244,17 @@ def test_kl_has_its_own_sentence() -> None:
     row = Bound("row", max_abs=1.0, kl=0.1, top1=1.0, state_rel=1.0, reason="test")
     found = judge.broken("free", Comparison({2: step}, {2: {WKV: TensorError(0.0, 1.0)}}), row)
     assert found == ["free: KL 0.5 nats at step 2 exceeds 0.1 (row)"]
+
+
+def test_state_error_counts_from_its_bound_on_and_names_the_first_tensor() -> None:
+    step = StepError(max_abs=0.0, rel_std=0.0, sqnr_db=None, kl=0.0, top1=True, top10=1.0, regret=0.0)
+    row = Bound("row", max_abs=1.0, kl=1.0, top1=1.0, state_rel=0.125, reason="test")
+
+    def found(*errors: float) -> list[str]:
+        states = {index: {SHIFT: TensorError(0.0, 4.0), WKV: TensorError(e, 4.0)} for index, e in enumerate(errors)}
+        return judge.broken("free", Comparison({0: step}, states), row)
+
+    assert found(0.5, 0.25) == []
+    assert found(0.5, 0.75) == [
+        f"free: state {WKV} is off by 0.75 after step 1, 0.188 of its largest value exceeds 0.125 (row)"
+    ]

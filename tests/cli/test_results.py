@@ -1,0 +1,127 @@
+"""What `report`, `compare` and the tables make of results: for people, for programs, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from rwkv_export import tables
+from rwkv_export.results import deliver
+from validation import outcome
+from validation.outcome import Outcome
+
+from .conftest import Cli, latency, parity, results
+
+Save = Callable[..., Path]
+
+
+def test_report_writes_one_page_about_all_files(cli: Cli, saved: Save, tmp_path: Path) -> None:
+    files = saved("p.json", parity("tiny.onnx-cpu.fp32")), saved("l.json", latency("tiny.onnx-cpu.fp32", 1.5))
+    said = cli("report", *files, "-o", tmp_path / "page.html")
+    assert (said.code, said.out) == (0, "")
+    assert said.err == f"wrote {tmp_path / 'page.html'}\n"
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "tiny.onnx-cpu.fp32" in page
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_quiet_says_nothing(cli: Cli, saved: Save, tmp_path: Path) -> None:
+    said = cli("report", saved("p.json", parity("tiny")), "-o", tmp_path / "page.html", "--quiet")
+    assert (said.out, said.err) == ("", "")
+
+
+def test_compare_finds_what_got_slower(cli: Cli, saved: Save) -> None:
+    said = cli("compare", saved("old.json", latency("tiny", 1.0)), saved("new.json", latency("tiny", 2.0)))
+    assert said.code == 1
+    assert "slower" in said.out.splitlines()[0]
+    assert said.out.splitlines()[-1] == "1 changed, 1 the same"
+
+
+def test_compare_of_equal_results_is_0(cli: Cli, saved: Save) -> None:
+    path = saved("r.json", latency("tiny", 1.0), parity("tiny"))
+    said = cli("compare", path, path)
+    assert said.code == 0
+    assert said.out.startswith("0 changed, ")
+
+
+def test_compare_in_json_is_every_change(cli: Cli, saved: Save) -> None:
+    said = cli("compare", saved("o.json", parity("a")), saved("n.json", parity("a", Outcome.FAIL, "why")), "--json")
+    changes = json.loads(said.out)
+    assert said.code == 1
+    assert [change["verdict"] for change in changes if change["metric"] == "parity"] == ["outcome changed"]
+
+
+def test_compare_passes_its_settings_on(cli: Cli, saved: Save) -> None:
+    files = saved("old.json", latency("tiny", 1.0)), saved("new.json", latency("tiny", 2.0))
+    assert cli("compare", *files, "--slower", "3").code == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([Outcome.PASS], 0),
+        ([Outcome.PASS, Outcome.FAIL], 1),
+        ([Outcome.FALLBACK], 1),
+        ([Outcome.SUSPICIOUS], 1),
+        ([Outcome.ERROR, Outcome.MISSING], 1),
+        ([Outcome.PASS, Outcome.MISSING], 3),
+    ],
+)
+def test_the_exit_code_is_honest(rows: list[Outcome], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deliver(results(*(parity(f"tiny{index}", row, "why") for index, row in enumerate(rows)))) == code
+
+
+def test_the_table_has_numbers_place_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_results(results(parity("tiny.onnx-cpu.fp32", error=2e-6)))
+    _, _, row, verdict = capsys.readouterr().out.splitlines()
+    assert row.split() == ["tiny.onnx-cpu.fp32", "ort:cpu", "pass", "2e-6", "2e-6", "2e-6", "2e-12", "100", "%"]
+    assert verdict == "The artifact matches its checkpoint."
+
+
+def test_reasons_stand_below_the_table_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [parity(name, Outcome.FAIL, "the same reason") for name in ("one", "two")]
+    tables.print_results(results(*rows, parity("three", Outcome.FAIL, "another")))
+    printed = capsys.readouterr().out
+    assert "one on ort:cpu, two on ort:cpu: the same reason\n" in printed
+    assert "three on ort:cpu: another\n" in printed
+
+
+def test_what_did_not_run_shows_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_results(results(parity("tiny", Outcome.MISSING, "no such device")))
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.split() == ["tiny", "nowhere,", "not", "ort:cpu", "missing"]
+
+
+def test_latency_shows_median_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_results(results(latency("tiny", 4.0, "the fan is loud")))
+    printed = capsys.readouterr().out
+    row = printed.splitlines()[2].split()
+    assert row[:3] == ["tiny", "ort:cpu", "pass"]
+    assert row[-4:] == ["±", "0.010", "4.000", "250"]
+    assert "tiny on ort:cpu: the fan is loud\n" in printed
+
+
+def test_tables_are_plain_and_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    name = "a-model-with-a-name-that-is-wider-than-most-terminals-are.executorch-xnnpack.fp32"
+    tables.print_results(results(parity(name)))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert f"{name}  ort:cpu" in printed
+
+
+def test_every_file_that_is_asked_for_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results(parity("tiny", Outcome.FAIL, "why"))
+    paths = {name: tmp_path / name for name in ("json", "junit", "markdown")}
+    assert deliver(found, **paths) == 1
+    assert outcome.read(paths["json"]) == found
+    assert ElementTree.parse(paths["junit"]).getroot().get("failures") == "1"  # noqa: S314  written a line above
+    assert "| tiny |" in paths["markdown"].read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 # `make demo` and `make test` work from a fresh clone with nothing but Python: they install into .venv first, once.
-# On Linux without an NVIDIA GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
+# On Linux without an NVIDIA GPU, PIP_EXTRA_INDEX_URL set to PyTorch's index of CPU builds saves gigabytes.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -89,8 +89,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise BadCheckpoint when a tensor holds NaN or infinite values, saying how many."""
-    parts = tensor.reshape(-1).split(1 << 22)  # torch.isfinite makes temporaries of the size of what it checks
-    if all(bool(torch.isfinite(part).all()) for part in parts):
+    flat, size = tensor.reshape(-1), 1 << 22  # in parts: torch.isfinite makes temporaries as large as its input
+    if all(bool(torch.isfinite(flat[start : start + size]).all()) for start in range(0, len(flat), size)):
         return
     nan, inf = int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
     raise BadCheckpoint(

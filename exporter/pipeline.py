@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from exporter import readme, registry, sources
-from exporter.contract import Job, Target, TargetFile, Written
 from exporter.atomic import replacing
+from exporter.contract import Job, Target, TargetFile, Written
 from exporter.model import Model, open_model
 from exporter.progress import Advance, Progress, silent
 from exporter.vocabulary import place_tokenizer

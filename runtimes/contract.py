@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NewType, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,13 @@ class Placement:
     requested: "ort:cpu"
     observed:  the same form, read back from the runtime, e.g. "ort:cpu"; a session that fell back says where it ran
     nodes:     graph nodes (or ops, or delegates) per unit, e.g. {"CPUExecutionProvider": 325}
+    evidence:  "run" by the target's own runtime, or "interpreted" by ours: proof of the numbers, not of any speed
     """
 
     requested: str
     observed: str
     nodes: Mapping[str, int] = field(default_factory=dict)
+    evidence: Literal["run", "interpreted"] = "run"
 
 
 class Session(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,22 +20,20 @@ PROMPT = "The "
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo made. `page` is the report; `text` continues PROMPT, by the first artifact."""
+    """What a demo made; `page` is the report."""
 
     artifacts: tuple[Path, ...]
     results: Results
     page: Path
-    text: str
 
 
 def demo(out: Path = Path("out/demo"), *, progress: Progress) -> Demo:
     """Export the bundled model, validate and measure every artifact, write out/results.json and out/report.html.
 
     Runs them where they were made for. What is there from an earlier or interrupted run is replaced. Raises what
-    exporting and generating raise; an artifact that fails otherwise is a row of the results.
+    exporting raises; an artifact that cannot run is a row of the results.
     """
     import exporter
-    from runtimes.generate import continue_text
     from rwkv_export.results import write_page
     from validation import measure, outcome, validate
 
@@ -49,6 +48,12 @@ def demo(out: Path = Path("out/demo"), *, progress: Progress) -> Demo:
     results = replace(parity, latency=latency.latency)
     outcome.write(results, out / "results.json")
     write_page([out / "results.json"], out / "report.html")
-    with progress("generating text"):
-        pieces = continue_text(artifacts[0], PROMPT, tokens=200, temperature=0.8, seed=0)
-        return Demo(artifacts, results, out / "report.html", "".join(pieces))
+    return Demo(artifacts, results, out / "report.html")
+
+
+def sample(artifact: Path) -> Iterator[str]:
+    """A few lines of text by an artifact, piece by piece, the same every time."""
+    from runtimes.generate import continue_text
+
+    yield PROMPT
+    yield from continue_text(artifact, PROMPT, tokens=200, temperature=0.8, seed=0)

@@ -34,7 +34,6 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Try it": (demo, synth, fetch),
 }
 
-
 app = typer.Typer(name=NAME, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 for panel, commands in PANELS.items():
     for command in commands:
@@ -64,8 +63,9 @@ def start(
       rwkv-export export -t onnx-cpu
       rwkv-export validate out/*
 
-    Results go to stdout, talk to stderr. Exit codes: 0 all is well, 1 a check failed, 2 the call makes no sense,
-    3 this machine lacks something, 70 a bug in rwkv-export, 130 interrupted.
+    Results go to stdout, talk to stderr. Exit codes:
+      0 all is well       2 the call makes no sense        70 our bug
+      1 a check failed    3 this machine lacks something   130 interrupted
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -104,7 +104,7 @@ def _rate(samples: Samples | None) -> str:
 
 def _who(identity: Identity) -> tuple[str, str]:
     if identity.observed == identity.requested:
-        return identity.artifact, identity.observed
+        return identity.artifact, identity.observed + (" (interpreted)" if identity.evidence == "interpreted" else "")
     return identity.artifact, f"{identity.observed or 'nowhere'}, not {identity.requested}"
 
 

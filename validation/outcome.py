@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from runtimes.contract import Placement
 from runtimes.errors import WrongCall
 from runtimes.schema import SchemaError, from_plain, to_plain
 
@@ -81,7 +82,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which artifact on which place a row speaks of. `observed` is "" where nothing ran."""
+    """Which artifact on which place a row speaks of; where nothing ran, `observed` and `evidence` are "".
+
+    evidence: "run" or "interpreted", as in runtimes.contract.Placement
+    """
 
     artifact: str
     model: str
@@ -91,6 +95,13 @@ class Identity:
     requested: str
     observed: str
     nodes: Mapping[str, int] = field(default_factory=dict)
+    evidence: str = ""
+
+
+def placed_at(identity: Identity, placement: Placement) -> Identity:
+    """The identity of a row that ran there."""
+    nodes = dict(placement.nodes)
+    return replace(identity, observed=placement.observed, nodes=nodes, evidence=placement.evidence)
 
 
 @dataclass(frozen=True)

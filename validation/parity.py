@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from runtimes.contract import HALF_FILL, Array, Session, State, Step
 from runtimes.errors import CheckFailed
 from validation import judge
 from validation.metrics import Comparison, check_state, compare_state, compare_step, read
-from validation.outcome import Bound, Identity, Parity, Reading
+from validation.outcome import Bound, Identity, Parity, Reading, placed_at
 from validation.trace import Trace, copied
 
 LEAD = 3
@@ -81,7 +81,7 @@ def check(
     local, free, placed = readings.get("local"), readings.get("free"), session.placement()
     outcome, why = judge.verdict(reasons, (local, free), bound, requested=identity.requested, placed=placed)
     return Parity(
-        identity=replace(identity, observed=placed.observed, nodes=dict(placed.nodes)),
+        identity=placed_at(identity, placed),
         outcome=outcome,
         reasons=why,
         steps=len(trace.tokens),

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,7 +20,7 @@ from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 from validation import diagnosis, judge, machine, outcome
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
 from validation.latency import time_session
-from validation.outcome import Identity, Latency, Outcome, Parity, Results
+from validation.outcome import Identity, Latency, Outcome, Parity, Results, placed_at
 from validation.parity import check
 from validation.tolerances import bound
 from validation.trace import choose_tokens, require_steps
@@ -29,6 +28,9 @@ from validation.trace import choose_tokens, require_steps
 T = TypeVar("T", Parity, Latency)
 
 logger = logging.getLogger(__name__)
+
+
+INTERPRETED = "these times are those of an interpreter that checks the artifact, not of the target's own runtime"
 
 
 class Case(NamedTuple):
@@ -172,8 +174,9 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         timing = time_session(session, ids, tokens=tokens, text=text, progress=progress)
         placed = session.placement()
     elsewhere = judge.fallback(case.place, placed)
+    interpreted = [INTERPRETED] if placed.evidence == "interpreted" else []
     return Latency(
-        identity=replace(case.identity, observed=placed.observed, nodes=dict(placed.nodes)),
+        identity=placed_at(case.identity, placed),
         outcome=Outcome.FALLBACK if elsewhere else Outcome.PASS,
         reasons=(elsewhere,) if elsewhere else (),
         load_s=loaded,
@@ -183,7 +186,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         weight_bytes=weight_bytes(case.manifest),
         state_bytes=sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in case.manifest.state),
         rss_bytes=timing.rss_bytes,
-        warnings=(*disturbed, *timing.warnings),
+        warnings=(*interpreted, *disturbed, *timing.warnings),
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact
@@ -25,17 +30,40 @@ def missing(device: str) -> str | None:
 
 def open_session(artifact: Artifact, device: str) -> Session:
     """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one."""
-    from executorch.runtime import Runtime, Verification
+    graphs = artifact.manifest.graphs
+    loaded = {graph.tokens: _load(artifact, graph) for graph in graphs}
+    runs = {tokens: _runner(method) for tokens, (_, method) in loaded.items()}
+    # A method is only valid while its program is: `loaded` lives until the session is closed.
+    return explicit_session(artifact, runs, lambda: _placement(artifact, graphs[0], device), loaded.clear)
 
-    methods = {}
-    for graph in artifact.manifest.graphs:
+
+def _load(artifact: Artifact, graph: Graph) -> tuple[Any, Any]:
+    """The program and its method. What the runtime logs meanwhile is told only if it fails."""
+    with tempfile.TemporaryFile() as log:
         try:
-            program = Runtime.get().load_program(artifact.folder / graph.file, verification=Verification.Minimal)
-            methods[graph.tokens] = (program, program.load_method(graph.function or "forward"))
+            with _standard_error_to(log):
+                from executorch.runtime import Runtime, Verification
+
+                program = Runtime.get().load_program(artifact.folder / graph.file, verification=Verification.Minimal)
+                return program, program.load_method(graph.function or "forward")
         except RuntimeError as error:
-            raise BadArtifact(f"executorch cannot load {graph.file}: {error}", hint="export again") from error
-    runs = {tokens: _runner(method) for tokens, (_, method) in methods.items()}
-    return explicit_session(artifact, runs, lambda: _placement(artifact, artifact.manifest.graphs[0], device))
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise BadArtifact(f"executorch cannot load {graph.file}: {' '.join([str(error), *said])}") from error
+
+
+@contextmanager
+def _standard_error_to(file: IO[bytes]) -> Iterator[None]:
+    """Native code writes to file descriptor 2, which Python's redirect_stderr does not move."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _runner(method: Any) -> Run:

@@ -22,12 +22,14 @@ def demo(*, out: Out = Path("out/demo"), quiet: Quiet = False) -> None:
       rwkv-export demo -o /tmp/demo && xdg-open /tmp/demo/report.html
     """
     from rwkv_export import output, results
-    from rwkv_export.demo import PROMPT
     from rwkv_export.demo import demo as run
+    from rwkv_export.demo import sample
 
     with output.talking(quiet) as progress:
         done = run(out, progress=progress)
     code = results.deliver(done.results)
-    print(f"\n{PROMPT}{done.text}\n")
+    if code == 0:
+        print()
+        output.stream(sample(done.artifacts[0]))
     output.remark(f"report: {done.page}", quiet=quiet)
     raise typer.Exit(code)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("exporter", "runtimes", "validation", "rwkv_export")
+PACKAGES = ("exporter/", "runtimes/", "validation/", "rwkv_export/")
 NUMPY_ONLY = ("__init__", "contract", "errors", "manifest", "registry", "schema", "session")
 """The files of runtimes/ that are copied to devices and may need numpy and the standard library only."""
 
@@ -33,8 +32,8 @@ def tracked() -> tuple[str, ...]:
     return tuple(line for line in listed.stdout.splitlines() if (ROOT / line).is_file())
 
 
-def sources(*folders: str) -> list[Path]:
-    return [ROOT / name for name in tracked() if name.endswith(".py") and name.startswith(folders)]
+def sources(*prefixes: str) -> list[Path]:
+    return [ROOT / name for name in tracked() if name.endswith(".py") and name.startswith(prefixes)]
 
 
 @cache
@@ -59,73 +58,66 @@ def reaches(path: Path, *packages: str) -> list[str]:
     ]
 
 
-def tree_entries(text: str) -> Iterator[str]:
-    """Paths of the annotated tree, the first fenced block that names `exporter/`; folders end in a slash.
+@pytest.fixture(scope="module")
+def tree() -> str:
+    """The annotated tree: the first fenced block that begins a line with `exporter/`."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.DOTALL)
+    return next(block for block in blocks if re.search(r"^exporter/", block, flags=re.MULTILINE))
+
+
+def entries(tree: str) -> Iterator[str]:
+    """Its paths; folders end in a slash.
 
     A line is an indent, one or more names, two or more spaces, and what they are.
     """
-    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.DOTALL)
-    block = next(block for block in blocks if re.search(r"^\W*exporter/", block, flags=re.MULTILINE))
     parents: list[tuple[int, str]] = []
-    for line in block.splitlines():
-        bare = line.lstrip()
-        if not bare:
-            continue
-        indent = len(line) - len(bare)
+    for line in filter(str.strip, tree.splitlines()):
+        indent = len(line) - len(line.lstrip())
         parents = [(depth, folder) for depth, folder in parents if depth < indent]
         within = parents[-1][1] if parents else ""
-        for name in re.split(r"\s{2,}", bare)[0].replace(",", " ").split():
+        for name in re.split(r"\s{2,}", line.strip())[0].split():
             yield within + name
             if name.endswith("/"):
-                parents = [*((depth, folder) for depth, folder in parents if depth < indent), (indent, within + name)]
+                parents.append((indent, within + name))
 
 
 @pytest.fixture(scope="module")
-def listed() -> list[str]:
-    return list(tree_entries((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
+def listed(tree: str) -> list[str]:
+    return list(entries(tree))
 
 
-def covered(path: str, entries: list[str]) -> bool:
-    """Whether a file is named, matches a glob, or lies in a folder that is summarised by one line."""
-    leaves = [
-        entry
-        for entry in entries
-        if entry.endswith("/") and not any(e.startswith(entry) for e in entries if e != entry)
-    ]
-    return any(fnmatch.fnmatch(path, entry) for entry in entries) or path.startswith(tuple(leaves))
+def names(entry: str, path: str) -> bool:
+    """Whether an entry, which may be a glob, is this file or a folder around it."""
+    if entry.endswith("/"):
+        return path.startswith(entry)
+    return PurePosixPath(path).match(entry) and path.count("/") == entry.count("/")
 
 
 def test_the_architecture_names_every_module(listed: list[str]) -> None:
-    modules = [name for name in tracked() if name.endswith(".py") and name.startswith(tuple(f"{p}/" for p in PACKAGES))]
-    missing = [name for name in modules if not name.endswith("__init__.py") and not covered(name, listed)]
+    """One by one, by a glob, or by a folder that one line sums up."""
+    parents = {entry for entry in listed if any(other.startswith(entry) for other in listed if other != entry)}
+    exact = [entry for entry in listed if entry not in parents]
+    modules = [str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if path.name != "__init__.py"]
     assert len(modules) > 20
-    assert not missing
+    assert [path for path in modules if not any(names(entry, path) for entry in exact)] == []
 
 
 def test_the_architecture_names_everything_at_the_top(listed: list[str]) -> None:
     top = {name.partition("/")[0] + ("/" if "/" in name else "") for name in tracked()}
-    named = {entry.partition("/")[0] + ("/" if "/" in entry else "") for entry in listed}
-    assert top - named == set()
+    assert top - set(listed) == set()
 
 
-def test_the_architecture_names_nothing_that_does_not_exist(listed: list[str]) -> None:
+def test_the_architecture_names_nothing_that_does_not_exist(tree: str, listed: list[str]) -> None:
     assert len(listed) > 20
-    gone = [entry for entry in listed if not any(fnmatch.fnmatch(name, f"{entry}*") for name in tracked())]
-    assert not gone
+    assert [entry for entry in listed if not any(names(entry, path) for path in tracked())] == []
+    mentioned = set(re.findall(r"[\w.]+\.(?:py|toml|md|txt|j2)\b", tree))
+    assert mentioned - {PurePosixPath(path).name for path in tracked()} == set()
 
 
 def test_the_tree_reader_understands_its_notation() -> None:
-    lines = (
-        "```",
-        "exporter/        what",
-        "  models/   more",
-        "    v4.py v7.py   with text.py",
-        "  *.toml",
-        "docs/",
-        "```",
-    )
-    text = "\n".join(lines)
-    assert list(tree_entries(text)) == [
+    lines = ("exporter/        what", "  models/   more", "    v4.py v7.py   with text.py", "  *.toml", "docs/")
+    assert list(entries("\n".join(lines))) == [
         "exporter/",
         "exporter/models/",
         "exporter/models/v4.py",
@@ -170,5 +162,5 @@ def test_what_is_copied_to_devices_needs_only_numpy(name: str) -> None:
 
 
 def test_half_of_the_files_are_short() -> None:
-    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*(f"{p}/" for p in PACKAGES))]
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*PACKAGES)]
     assert statistics.median(lengths) < 200

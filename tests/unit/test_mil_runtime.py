@@ -122,7 +122,7 @@ def test_a_prompt_in_chunks_agrees_with_stepping(explicit: Artifact) -> None:
 
 def test_placement_counts_operations(kept: Artifact) -> None:
     function = Package(kept.folder / FILE).function(None)
-    expected = Placement("mil:cpu", "mil:cpu", {"MIL ops": len(function.operations)})
+    expected = Placement("mil:cpu", "mil:cpu", {"MIL ops": len(function.operations)}, evidence="interpreted")
     assert mil.open_session(kept, "cpu").placement() == expected
 
 

@@ -142,11 +142,14 @@ def worst_states(row: Row, count: int) -> list[tuple[str, float]]:
 
 
 def scatter(rows: Sequence[Row]) -> str | None:
-    """Logit error against decode speed; None for fewer than two rows that have both. A hollow mark did not pass."""
+    """Logit error against decode speed; None for fewer than two rows that have both. A hollow mark did not pass.
+
+    Interpreted rows have no speed of their own and are left out.
+    """
     shown = [
         (row, row.tokens_per_second, row.error)
         for row in rows
-        if row.tokens_per_second and row.error and math.isfinite(row.error)
+        if row.tokens_per_second and row.error and math.isfinite(row.error) and not row.interpreted
     ]
     if len(shown) < 2:
         return None

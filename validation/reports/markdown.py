@@ -51,7 +51,7 @@ def render(results: Results) -> str:
 def _cells(row: Row) -> list[str]:
     identity, free = row.identity, row.free
     decode = row.latency.decode if row.latency else None
-    place = row.observed or "nowhere"
+    place = f"{row.observed or 'nowhere'}{', interpreted' if row.interpreted else ''}"
     asked = f" (asked for {identity.requested})" if row.observed != identity.requested else ""
     return [
         _text(identity.artifact),

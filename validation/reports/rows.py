@@ -48,6 +48,12 @@ class Row:
         return (first,) if timing in (None, Outcome.PASS, outcome) else (first, (str(timing), f"timing: {timing}"))
 
     @property
+    def interpreted(self) -> bool:
+        """Whether an interpreter of ours ran it: its times say nothing of the target's speed."""
+        parts = (part for part in (self.parity, self.latency) if part)
+        return any(part.identity.evidence == "interpreted" for part in parts)
+
+    @property
     def observed(self) -> str:
         """Where it ran, "" where nothing ran; both places if parity and timing ran in different ones."""
         parts = (part.identity.observed for part in (self.parity, self.latency) if part)

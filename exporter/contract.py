@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from exporter.progress import Progress as Progress
+from exporter.progress import Progress
 from runtimes.contract import TensorSpec
 from runtimes.manifest import Graph, Precision, StateTensor
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
-from exporter.contract import ModelSpec, Progress
+from exporter.contract import ModelSpec
 from exporter.models.parameters import materialise
+from exporter.progress import Progress
 
 
 def arguments(spec: ModelSpec, tokens: int, *, token_dtype: torch.dtype = torch.int64) -> tuple[Tensor, ...]:

@@ -53,6 +53,8 @@ def print_results(results: Results) -> None:
     if results.parity:
         console.print(_parity(results.parity))
         _print_notes((row.identity, row.reasons) for row in results.parity)
+    if results.parity and results.latency:
+        console.print()
     if results.latency:
         console.print(_latency(results.latency))
         _print_notes((row.identity, (*row.reasons, *row.warnings)) for row in results.latency)

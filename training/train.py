@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from model import Rwkv7, Shape
 from torch import Tensor, nn
+
+from training.model import Shape
+from training.v4 import rwkv4
+from training.v5 import rwkv5
+from training.v6 import rwkv6
+from training.v7 import rwkv7
 
 CHAPTER_BREAK = "\f"  # as corpus.py writes it
 END_OF_TEXT = 0
@@ -37,9 +43,13 @@ class Recipe:
 
 
 RECIPES = {
+    "4": Recipe(shape=Shape(layers=2, width=128, ffn=256), steps=6500),
+    "5.2": Recipe(shape=Shape(layers=2, width=128, ffn=224), steps=6500),
+    "6": Recipe(shape=Shape(layers=2, width=128, ffn=192, rank=8), steps=6500),
     "7": Recipe(shape=Shape(layers=4, width=192, ffn=672, dropout=0.1), steps=6500),
 }
-MODELS: dict[str, type[nn.Module]] = {"7": Rwkv7}
+MODELS: dict[str, Callable[[Shape], nn.Module]] = {"4": rwkv4, "5.2": rwkv5, "6": rwkv6, "7": rwkv7}
+FAST = ("att.w0", "att.time_decay")  # parameters that take twice the rate
 
 
 def encode(text: str) -> Tensor:
@@ -49,14 +59,14 @@ def encode(text: str) -> Tensor:
 
 
 def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW as the official training sets it up: decay on weight matrices only, twice the rate for w0."""
-    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "w0": [], "other": []}
+    """AdamW as the official training sets it up: decay on weight matrices only, twice the rate for FAST."""
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "fast": [], "other": []}
     for name, parameter in model.named_parameters():
-        kind = "w0" if name.endswith("att.w0") else "other"
+        kind = "fast" if name.endswith(FAST) else "other"
         groups["matrix" if name.endswith(".weight") and parameter.ndim == 2 else kind].append(parameter)
     settings = [
         {"params": groups["matrix"], "weight_decay": recipe.weight_decay, "scale": 1.0},
-        {"params": groups["w0"], "weight_decay": 0.0, "scale": 2.0},
+        {"params": groups["fast"], "weight_decay": 0.0, "scale": 2.0},
         {"params": groups["other"], "weight_decay": 0.0, "scale": 1.0},
     ]
     return torch.optim.AdamW(settings, lr=recipe.learning_rate, betas=(0.9, 0.99), eps=1e-18)

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx_ir import external_data
 from torch import nn
 
-from exporter.contract import Progress
 from exporter.models.parameters import value
+from exporter.progress import Progress
 
 SMALL = 1024  # bytes; smaller tensors stay inside the .onnx file
 PAGE = 4096  # bytes; large tensors start on a page, so that a runtime can map them

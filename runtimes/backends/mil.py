@@ -39,7 +39,7 @@ def open_session(artifact: Artifact, device: str) -> Session:
         for graph in manifest.graphs
     }
     operations = sum(len(run.evaluator.function.operations) for run in runs.values())
-    placement = Placement("mil:cpu", "mil:cpu", {"MIL ops": operations}, evidence="interpreted")
+    placement = Placement(f"mil:{device}", "mil:cpu", {"MIL ops": operations}, evidence="interpreted")
     return explicit_session(artifact, runs, lambda: placement)
 
 

@@ -66,8 +66,8 @@ def link(function: Function, weights: Weights) -> Linked:
     names = [*function.inputs, *function.states]
     names += [name for operation in function.operations for name in operation.outputs]
     linker = _Linker({name: slot for slot, name in enumerate(names)}, function.states, weights)
-    dead = _dead_after(function)
-    calls = tuple(linker.call(operation, names) for operation, names in zip(function.operations, dead, strict=True))
+    pairs = zip(function.operations, _dead_after(function), strict=True)
+    calls = tuple(linker.call(operation, dead) for operation, dead in pairs)
     outputs = {name: linker.getter(value, arithmetic=False) for name, value in function.outputs.items()}
     return Linked(linker.slots, calls, outputs)
 

@@ -115,14 +115,14 @@ class _Reader:
 
     def operations(self, block: Any) -> Iterator[Operation]:
         for message in block.operations:
-            outputs = {port.name: _tensor_type(port.type, port.name) for port in message.outputs}
-            for name in outputs:
-                if name in self._scope:
-                    raise BadArtifact(f"value {name} is declared twice")
+            for port in message.outputs:
+                if port.name in self._scope:
+                    raise BadArtifact(f"value {port.name} is declared twice")
             if message.type == "const":
-                for name in outputs:
-                    self._scope[name] = _constant(message.attributes["val"], name)
+                for port in message.outputs:
+                    self._scope[port.name] = _constant(message.attributes["val"], port.name)
                 continue
+            outputs = {port.name: _tensor_type(port.type, port.name) for port in message.outputs}
             operation = Operation(message.type, self._arguments(message), outputs)
             if message.blocks:
                 raise BadArtifact(f"{operation} has nested blocks: control flow is not supported")
@@ -168,38 +168,45 @@ def _expanded(operation: Operation) -> dict[str, Expanded]:
 
 
 def _tensor_type(message: Any, name: str) -> TensorType:
+    found = _type(message, name)
+    if found.element not in ELEMENTS:
+        raise BadArtifact(f"{name} has element type {found.element}, which is not supported")
+    return found
+
+
+def _type(message: Any, name: str) -> TensorType:
     if message.WhichOneof("type") != "tensorType":
         raise BadArtifact(f"{name} is a {message.WhichOneof('type')}: only tensors are supported")
     tensor = message.tensorType
-    element = protobuf.element_name(tensor.dataType)
-    if element not in ELEMENTS and element != "STRING":
-        raise BadArtifact(f"{name} has element type {element}, which is not supported")
     if any(dimension.WhichOneof("dimension") != "constant" for dimension in tensor.dimensions):
         raise BadArtifact(f"{name} has a flexible dimension: only fixed shapes are supported")
     shape = tuple(dimension.constant.size for dimension in tensor.dimensions)
     if tensor.rank != len(shape):
         raise BadArtifact(f"{name} has rank {tensor.rank} but {len(shape)} dimensions")
-    return TensorType(element, shape)
+    return TensorType(protobuf.element_name(tensor.dataType), shape)
 
 
 def _constant(message: Any, name: str) -> Constant:
-    expected = _tensor_type(message.type, name)
     if message.WhichOneof("value") == "blobFileValue":
-        return Stored(expected, message.blobFileValue.fileName, message.blobFileValue.offset)
+        blob = message.blobFileValue
+        return Stored(_tensor_type(message.type, name), blob.fileName, blob.offset)
     if message.immediateValue.WhichOneof("value") != "tensor":
         raise BadArtifact(f"constant {name} is not a tensor")
-    return Inline(expected, _inline_data(message.immediateValue.tensor, expected, name))
+    tensor = message.immediateValue.tensor
+    if tensor.WhichOneof("value") == "strings":
+        return Inline(TensorType("STRING", ()), "".join(tensor.strings.values))
+    expected = _tensor_type(message.type, name)
+    return Inline(expected, _packed(tensor, expected, name))
 
 
-def _inline_data(tensor: Any, expected: TensorType, name: str) -> bytes | str:
+def _packed(tensor: Any, expected: TensorType, name: str) -> bytes:
     """Values as they would be packed in a file; which field holds them depends on the element type."""
     field = tensor.WhichOneof("value")
     values = getattr(tensor, field).values if field else b""
-    if expected.element == "STRING":
-        if field != "strings" or len(values) != 1:
-            raise BadArtifact(f"constant {name} is not one string")
-        return str(values[0])
-    data = values if isinstance(values, bytes) else np.array(values, expected.dtype).tobytes()
+    try:
+        data = values if isinstance(values, bytes) else np.array(list(values), expected.dtype).tobytes()
+    except OverflowError as error:
+        raise BadArtifact(f"constant {name} of {expected}: {error}") from error
     if len(data) != expected.bytes:
         raise BadArtifact(f"constant {name} holds {len(data)} bytes, expected {expected.bytes} for {expected}")
     return data

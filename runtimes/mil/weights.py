@@ -33,7 +33,9 @@ class Weights:
     def array(self, constant: Constant) -> Array | str:
         """The constant in its declared type, or a text; raises BadArtifact."""
         if isinstance(constant, Inline):
-            return constant.data if isinstance(constant.data, str) else _inline(constant)
+            if isinstance(constant.data, str):
+                return constant.data
+            return constant.type.unpack(np.frombuffer(constant.data, np.uint8))
         if isinstance(constant, Stored):
             return self._file(constant.file).read(constant.offset, constant.type)
         if constant not in self._expanded:
@@ -74,8 +76,3 @@ class Weights:
         except (ValueError, IndexError, TypeError) as error:
             raise BadArtifact(f"operation {constant.kind} of {constant.type}: {error}") from error
         return value
-
-
-def _inline(constant: Inline) -> Array:
-    assert isinstance(constant.data, bytes)  # noqa: S101
-    return constant.type.unpack(np.frombuffer(constant.data, np.uint8))

@@ -128,6 +128,32 @@ def odd_element(model: Any) -> None:
     operations(model, "sigmoid")[0].outputs[0].type.tensorType.dataType = 77
 
 
+def text_result(model: Any) -> None:
+    operations(model, "sigmoid")[0].outputs[0].type.tensorType.dataType = coremltools.proto.MIL_pb2.STRING
+
+
+def inline_value(model: Any, kind: str) -> Any:
+    """The first constant that holds a scalar of this field in the model file."""
+    values = [item.attributes["val"] for item in operations(model, "const")]
+    return next(value for value in values if value.immediateValue.tensor.WhichOneof("value") == kind)
+
+
+def stored_text(model: Any) -> None:
+    for item in operations(model, "const"):
+        if item.attributes["val"].WhichOneof("value") == "blobFileValue":
+            item.attributes["val"].type.tensorType.dataType = coremltools.proto.MIL_pb2.STRING
+
+
+def too_many_values(model: Any) -> None:
+    inline_value(model, "ints").immediateValue.tensor.ints.values.append(1)
+
+
+def too_large_value(model: Any) -> None:
+    value = inline_value(model, "ints")
+    value.type.tensorType.dataType = coremltools.proto.MIL_pb2.INT8
+    value.immediateValue.tensor.ints.values[0] = 1000
+
+
 def no_block(model: Any) -> None:
     model.mlProgram.functions["main"].opset = "CoreML99"
 
@@ -159,6 +185,10 @@ def other_kind(model: Any) -> None:
         (nested_block, "sigmoid.*control flow"),
         (flexible, "tokens has a flexible dimension"),
         (odd_element, "element type 77"),
+        (text_result, "element type STRING"),
+        (stored_text, "element type STRING"),
+        (too_many_values, "constant .* holds 8 bytes, expected 4"),
+        (too_large_value, "constant .* of int8.* out of bounds"),
         (no_block, "no block for its opset 'CoreML99'"),
         (renamed_output, "output answers of function main is absent in the program"),
         (described_shape, r"input tokens .* int32\[1\] in the program, int32\[2\] in the description"),
@@ -167,6 +197,27 @@ def other_kind(model: Any) -> None:
 )
 def test_a_program_that_does_not_fit_is_refused(change: Change, reason: str, single: Path, tmp_path: Path) -> None:
     path = changed(single, tmp_path, change)
+    with pytest.raises(BadArtifact, match=reason):
+        steps(path)
+
+
+def renamed_state(model: Any) -> None:
+    model.description.state[0].name = "remembered"
+
+
+def write_elsewhere(model: Any) -> None:
+    operations(model, "write_state")[0].inputs["input"].arguments[0].name = "tokens"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (renamed_state, r"state memory of function main is float16\[2, 16, 16\] in the program, absent"),
+        (write_elsewhere, "write_state .* does not write to a state"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(change: Change, reason: str, tmp_path: Path) -> None:
+    path = changed(mil_models.save_stateful(tmp_path / "model.mlpackage"), tmp_path, change)
     with pytest.raises(BadArtifact, match=reason):
         steps(path)
 

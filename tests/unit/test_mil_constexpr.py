@@ -107,8 +107,8 @@ def models() -> dict[str, Any]:
     """Three linear layers, converted for both generations of compressed weights."""
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Linear(96, 64), torch.nn.Linear(64, 32)).eval()
-    traced = torch.jit.trace(layers, torch.zeros(1, 64))
     with quiet():
+        traced = torch.jit.trace(layers, torch.zeros(1, 64))
         return {
             target: coremltools.convert(
                 traced,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from pathlib import Path
 
 import mil_models
@@ -12,6 +14,9 @@ from mil_models import TOKENS, ZERO, largest_difference, steps, torch_steps
 from runtimes.errors import WrongCall
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
+from runtimes.mil.program import Function, Operation, Ref
+from runtimes.mil.types import TensorType
+from runtimes.mil.weights import Weights
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,21 @@ def test_inputs_are_checked(single: Path) -> None:
     ):
         with pytest.raises(WrongCall, match=reason):
             evaluator.run(inputs, {})
+
+
+def test_values_are_dropped_after_their_last_use(tmp_path: Path) -> None:
+    kind = TensorType("FLOAT32", (1 << 18,))  # 1 MiB
+    names = [f"value{index}" for index in range(30)]
+    chain = tuple(
+        Operation("add", {"x": (Ref(one),), "y": (Ref(one),)}, {other: kind})
+        for one, other in itertools.pairwise(names)
+    )
+    function = Function("main", {names[0]: kind}, {}, chain, {"sum": Ref(names[-1])})
+    evaluator = Evaluator(function, Weights(tmp_path))
+    value = np.ones(kind.shape, np.float32)
+    tracemalloc.start()
+    outputs, _ = evaluator.run({names[0]: value}, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outputs["sum"][0] == 2.0**29
+    assert peak < 4 * kind.bytes

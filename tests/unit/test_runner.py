@@ -104,7 +104,8 @@ def test_artifact_that_agrees_with_its_checkpoint_passes(runtime: Runtime, artif
     results = validate([artifact], steps=8, find=found, reference=Reference())
     row = only(results)
     assert (row.outcome, row.reasons, row.steps) == (Outcome.PASS, (), 8)
-    assert row.identity == outcome.Identity("small.fake.fp32", "small", "4", "fake", "fp32", PLACE, PLACE, {"nodes": 9})
+    ran = outcome.Identity("small.fake.fp32", "small", "4", "fake", "fp32", PLACE, PLACE, {"nodes": 9}, "run")
+    assert row.identity == ran
     assert set(row.prefill) == {"1", "4", "uneven"}
     assert exit_code(results) == 0
     outcome.write(results, tmp_path / "results.json")

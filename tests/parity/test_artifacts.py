@@ -1,0 +1,245 @@
+"""Exported artifacts against their checkpoints, through the same door as `rwkv-export validate`, and what must fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import coremltools
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import runtimes
+from exporter import export
+from runtimes import manifest
+from runtimes.errors import BadArtifact, WrongCall
+from tests.conftest import AWKWARD, Exports
+from tests.models import VERSIONS, random_checkpoint
+from tests.oracle import Oracle, errors, trace_of
+from validation import validate
+from validation.outcome import Outcome, Parity
+
+BOUND = 5e-5  # of a logit, fp32 against fp32
+PACKAGE_BOUND = 1e-5  # of a tensor's largest value, against the `rwkv` package; test_step_modules.py keeps the same
+TARGETS = ("onnx-cpu", "coreml", "executorch-xnnpack")
+PLACES = {
+    "onnx-cpu": "ort:cpu",
+    "coreml": "mil:cpu",
+    "executorch-xnnpack": "pte:cpu",
+    "executorch-portable": "pte:cpu",
+    "torch": "eager:cpu",
+}
+TOKENS = np.random.default_rng(5).integers(0, AWKWARD["vocab"], 24).tolist()
+
+
+def validated(folder: Path) -> Parity:
+    """The only row of a validation over 64 steps."""
+    (row,) = validate([folder], steps=64).parity
+    return row
+
+
+def passed(folder: Path) -> Parity:
+    """As `validated`, asserting what every right artifact has."""
+    row, document = validated(folder), manifest.read(folder)
+    assert row.outcome is Outcome.PASS, row.reasons
+    assert (row.steps, len(row.free.max_abs), len(row.local.max_abs)) == (64, 64, 64)
+    assert row.identity.requested == row.identity.observed == PLACES[document.target.name]
+    assert sum(row.identity.nodes.values()) > 0 or document.target.name == "torch"
+    assert set(row.free.state_rel) == {tensor.name for tensor in document.state}
+    assert set(row.prefill) == {"1", "uneven"} | {str(graph.tokens) for graph in document.graphs if graph.tokens > 1}
+    return row
+
+
+def exact(folder: Path) -> Parity:
+    """As `passed`, at fp32's bounds whatever row of the tolerances the artifact names."""
+    row = passed(folder)
+    assert max(row.free.worst, row.local.worst) <= BOUND
+    assert max(row.prefill.values()) <= BOUND
+    return row
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_passes_on_every_main_target(exports: Exports, version: str, target: str) -> None:
+    exact(exports(version, target))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_logits_and_states_agree_with_the_rwkv_package(exports: Exports, version: str, target: str) -> None:
+    folder = exports(version, target)
+    session = runtimes.open_session(folder)
+    wanted = Oracle(random_checkpoint(version, **AWKWARD, seed=3), version).trace(TOKENS)
+    got = trace_of(session, TOKENS)
+    if target == "coreml":  # manifests name tensors alike on every target
+        assert set(got.states) == {tensor.name for tensor in manifest.read(folder).state}
+    found = errors(got, wanted)
+    assert max(found.values()) < PACKAGE_BOUND, found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_xnnpack_takes_the_whole_step_as_one_delegate(exports: Exports, version: str) -> None:
+    nodes = dict(runtimes.open_session(exports(version, "executorch-xnnpack")).placement().nodes)
+    assert nodes.pop("XnnpackBackend") == 1
+    assert set(nodes) == {"aten::embedding"}
+
+
+def test_portable_kernels_pass(exports: Exports) -> None:
+    row = exact(exports("7", "executorch-portable"))
+    assert "XnnpackBackend" not in row.identity.nodes
+
+
+@pytest.mark.parametrize("version", ["4", "7a"])
+def test_torch_archive_with_a_prefill_graph_passes(exports: Exports, version: str) -> None:
+    folder = exports(version, "torch", prefill=(5,))
+    assert {graph.file for graph in manifest.read(folder).graphs} == {"decode.pt2", "prefill5.pt2"}
+    exact(folder)
+
+
+@pytest.mark.parametrize("version", ["7", "6"])
+def test_onnx_prefill_graphs_share_one_data_file(exports: Exports, version: str) -> None:
+    folder = exports(version, "onnx-cpu", prefill=(8, 3))
+    document = manifest.read(folder)
+    assert [graph.tokens for graph in document.graphs] == [1, 3, 8]
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert [name for name in sizes if name.endswith(".data")] == ["model.onnx.data"]
+    for name in ("prefill3.onnx", "prefill8.onnx"):
+        assert sizes[name] < sizes["model.onnx.data"] / 3
+        stored = [t for t in onnx.load(folder / name, load_external_data=False).graph.initializer if t.raw_data]
+        assert max(len(tensor.raw_data) for tensor in stored) < 1024
+    exact(folder)
+
+
+@pytest.mark.parametrize("version", ["7", "7a"])
+def test_onnx_with_halved_weights_passes_at_half_the_size(exports: Exports, version: str) -> None:
+    half, whole = exports(version, "onnx-cpu", precision="fp16"), exports(version, "onnx-cpu")
+    row = passed(half)
+    assert row.bound.name == "fp16-weights"
+    assert row.free.worst > BOUND  # weights were really rounded
+    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (half, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_onnx_with_halved_weights_passes_in_prefill_graphs_too(exports: Exports) -> None:
+    passed(exports("7", "onnx-cpu", precision="fp16", prefill=(3,)))
+
+
+@pytest.mark.parametrize("version", ["5.2", "7"])
+def test_rwkv_mobile_names_and_shapes_are_exactly_those_it_loads(exports: Exports, version: str) -> None:
+    folder = exports(version, "onnx-cpu", options={"names": "rwkv-mobile"}, prefill=(3,))
+    width, size, vocab = AWKWARD["width"], AWKWARD["head_size"], AWKWARD["vocab"]
+    shift, matrix = [1, 1, width], [1, width // size, size, size]
+    for name, tokens in (("decode.onnx", 1), ("prefill3.onnx", 3)):
+        session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+        shapes = {f"state{i}": matrix if i % 3 == 1 else shift for i in range(3 * AWKWARD["layers"])}
+        float32 = "tensor(float)"
+        taken = [("in", "tensor(int32)", [1, tokens]), *((f"{n}_in", float32, s) for n, s in shapes.items())]
+        given = [("out", float32, [1, 1, vocab]), *((f"{n}_out", float32, s) for n, s in shapes.items())]
+        assert [(port.name, port.type, port.shape) for port in session.get_inputs()] == taken
+        assert [(port.name, port.type, port.shape) for port in session.get_outputs()] == given
+    exact(folder)
+
+
+def test_rwkv_mobile_names_are_refused_for_version_4(exports: Exports, tmp_path: Path) -> None:
+    with pytest.raises(WrongCall, match=r"three state tensors a layer, RWKV-4 has others"):
+        export(exports.checkpoint("4"), targets=["onnx-cpu"], options={"names": "rwkv-mobile"}, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("opset", ["20", "21", "23"])
+def test_onnx_opsets_are_as_asked_for(exports: Exports, opset: str) -> None:
+    folder = exports("7", "onnx-cpu", options={"opset": opset})
+    model = onnx.load(folder / "decode.onnx", load_external_data=False)
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == int(opset)
+    exact(folder)
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_core_ml_in_half_precision_passes(exports: Exports, version: str) -> None:
+    row = passed(exports(version, "coreml", precision="fp16"))
+    assert row.bound.name == "fp16"
+    assert row.free.worst > BOUND  # it was really rounded
+
+
+@pytest.mark.parametrize(("ios", "specification"), [("16", 7), ("17", 8), ("18", 9)])
+def test_core_ml_supports_the_oldest_ios_asked_for(exports: Exports, ios: str, specification: int) -> None:
+    folder = exports("7", "coreml", options={"ios": ios})
+    assert coremltools.utils.load_spec(str(folder / "model.mlpackage")).specificationVersion == specification
+    exact(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_core_ml_can_keep_the_state_itself(exports: Exports, version: str, precision: str) -> None:
+    folder = exports(version, "coreml", precision=precision, options={"ios": "18", "state": "mlstate"})
+    description = coremltools.utils.load_spec(str(folder / "model.mlpackage")).description
+    kept = {feature.name for feature in description.state}
+    assert kept == {tensor.input for tensor in manifest.read(folder).state}
+    assert [feature.name for feature in description.input] == ["tokens"]
+    assert [feature.name for feature in description.output] == ["logits"]
+    if precision == "fp32":
+        exact(folder)
+    else:
+        passed(folder)
+
+
+@pytest.mark.parametrize("ios", ["16", "17"])
+def test_core_ml_cannot_keep_the_state_below_ios_18(exports: Exports, tmp_path: Path, ios: str) -> None:
+    with pytest.raises(WrongCall, match=f"MLState needs iOS 18, not {ios}"):
+        export(exports.checkpoint("7"), targets=["coreml"], options={"state": "mlstate", "ios": ios}, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def copied(folder: Path, into: Path) -> Path:
+    """A copy that may be altered."""
+    return Path(shutil.copytree(folder, into / folder.name))
+
+
+def swap_two_weights(folder: Path) -> None:
+    """Exchange the bytes of two matrices of one shape in the data file, names and shapes staying as they are."""
+    stored = onnx.load(folder / "decode.onnx", load_external_data=False).graph.initializer
+    places = {t.name: {e.key: e.value for e in t.external_data} for t in stored if t.external_data}
+    one, other = (places[f"blocks.1.att.{name}.weight"] for name in ("key", "receptance"))
+    path = folder / "model.onnx.data"
+    data = bytearray(path.read_bytes())
+    first, second = (slice(int(p["offset"]), int(p["offset"]) + int(p["length"])) for p in (one, other))
+    data[first], data[second] = data[second], data[first]
+    path.write_bytes(data)
+
+
+def test_swapped_weights_under_a_right_hash_fail(exports: Exports, tmp_path: Path) -> None:
+    folder = copied(exports("7", "onnx-cpu"), tmp_path)
+    swap_two_weights(folder)
+    document = manifest.read(folder)
+    manifest.write(dataclasses.replace(document, files=manifest.list_files(folder)), folder)
+    row = validated(folder)
+    assert row.outcome is Outcome.FAIL
+    assert row.free.worst > 100 * BOUND
+    assert any("max|Δlogit|" in reason for reason in row.reasons)
+    assert any("blocks.1.att" in reason for reason in row.reasons)  # and block 0, which is right, is not blamed
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("onnx-cpu", "model.onnx.data"),
+        ("onnx-cpu", "decode.onnx"),
+        ("coreml", "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"),
+        ("executorch-xnnpack", "model.pte"),
+    ],
+)
+def test_a_flipped_bit_is_refused_with_the_name_of_the_file(
+    exports: Exports, tmp_path: Path, target: str, name: str
+) -> None:
+    folder = copied(exports("7", target), tmp_path)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (folder / name).write_bytes(data)
+    with pytest.raises(BadArtifact, match=rf"{name} does not match its SHA-256"):
+        runtimes.open_session(folder)
+    row = validated(folder)
+    assert row.outcome is Outcome.ERROR
+    assert name in row.reasons[0]

@@ -15,10 +15,10 @@ from exporter.models.parameters import materialise
 from exporter.progress import Progress
 
 
-def arguments(spec: ModelSpec, tokens: int, *, token_dtype: torch.dtype = torch.int64) -> tuple[Tensor, ...]:
+def arguments(spec: ModelSpec, tokens: int) -> tuple[Tensor, ...]:
     """Example inputs: `tokens` zeros and the initial state."""
     state = (torch.full(tensor.shape, tensor.fill) for tensor in spec.state)
-    return (torch.zeros(tokens, dtype=token_dtype), *state)
+    return (torch.zeros(tokens, dtype=torch.int64), *state)
 
 
 def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:

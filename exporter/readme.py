@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,13 +27,8 @@ def write(manifest: Manifest, usage: Mapping[str, str], folder: Path) -> None:
     name = f"{manifest.model.name}.{manifest.target.name}.{manifest.target.precision}"
     token = 1 if manifest.model.vocab > 1 else 0
     python = PYTHON.format(folder=name, token=token, vocab=manifest.model.vocab)
+    state_bytes = sum(tensor.spec().nbytes for tensor in manifest.state)
     text = environment.get_template("artifact.md.j2").render(
-        m=manifest, name=name, python=python, usage=usage, state_bytes=state_bytes(manifest)
+        m=manifest, name=name, python=python, usage=usage, state_bytes=state_bytes
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def state_bytes(manifest: Manifest) -> int:
-    """Size of one state, bytes."""
-    sizes = {"float32": 4, "float16": 2}
-    return sum(math.prod(tensor.shape) * sizes[tensor.dtype] for tensor in manifest.state)

@@ -22,7 +22,7 @@ def _files() -> dict[str, TargetFile]:
 
 def targets() -> dict[str, Target]:
     """Target name -> target, in name order."""
-    return {target.name: target for _, file in sorted(_files().items()) for target in file.TARGETS}
+    return {name: target for name, file in sorted(_files().items()) for target in file.TARGETS if target.name == name}
 
 
 def missing(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,11 @@ class TensorSpec:
         """The same tensor in another float dtype, its fill kept finite there."""
         fill = max(self.fill, HALF_FILL) if dtype == "float16" else self.fill
         return replace(self, dtype=dtype, fill=fill)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def initial(self) -> Array:
         """A fresh initial tensor of `shape`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -43,9 +44,9 @@ class Decoder:
         return self._utf8.decode(b"", final=True)
 
 
-class _Spelling:
-    def spell(self, token: int) -> bytes:
-        raise NotImplementedError
+class _Spelling(ABC):
+    @abstractmethod
+    def spell(self, token: int) -> bytes: ...
 
     def decode(self, tokens: Iterable[int]) -> str:
         return b"".join(map(self.spell, tokens)).decode("utf-8", "replace")

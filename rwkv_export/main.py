@@ -24,9 +24,8 @@ from rwkv_export.commands.targets import targets
 from rwkv_export.commands.validate import validate
 
 NAME = "rwkv-export"
-INTERRUPTED = 130
 BROKEN_PIPE = 141
-"""What a shell reports for a program ended by SIGINT or SIGPIPE."""
+"""What a shell reports for a program ended by SIGPIPE; typer itself leaves with 130 after SIGINT."""
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make artifacts": (targets, inspect, export, generate),
@@ -53,7 +52,7 @@ def show_version(wanted: bool) -> None:
 def start(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", metavar="", callback=show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Export RWKV language models to phones and NPUs, and prove that what runs there is right and fast.
@@ -83,8 +82,6 @@ def run(arguments: Sequence[str]) -> int:
         if not isinstance(exit.__context__, BrokenPipeError):
             raise
         code = BROKEN_PIPE
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except Exception as error:
         code = failure.report(error)
     if code == BROKEN_PIPE:

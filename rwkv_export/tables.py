@@ -13,7 +13,7 @@ from rwkv_export.output import stdout
 
 if TYPE_CHECKING:
     from rwkv_export.survey import Survey
-    from validation.compare import Change
+    from validation.comparison import Change
     from validation.outcome import Identity, Latency, Parity, Results, Samples
 
 STYLES = {

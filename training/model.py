@@ -119,8 +119,8 @@ def head_norm(shape: Shape, layer: int) -> nn.GroupNorm:
 
 
 def vector(values: Tensor) -> nn.Parameter:
-    """A per-channel parameter, stored (1, 1, width)."""
-    return nn.Parameter(values.float().reshape(1, 1, -1))
+    """A per-channel parameter with these initial values in memory of its own, stored (1, 1, width)."""
+    return nn.Parameter(values.float().reshape(1, 1, -1).clone())
 
 
 def low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:

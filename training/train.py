@@ -43,9 +43,9 @@ class Recipe:
 
 
 RECIPES = {
-    "4": Recipe(shape=Shape(layers=2, width=128, ffn=256), steps=6500),
-    "5.2": Recipe(shape=Shape(layers=2, width=128, ffn=224), steps=6500),
-    "6": Recipe(shape=Shape(layers=2, width=128, ffn=192, rank=8), steps=6500),
+    "4": Recipe(shape=Shape(layers=2, width=128, ffn=256), steps=6000),
+    "5.2": Recipe(shape=Shape(layers=2, width=128, ffn=224), steps=6000),
+    "6": Recipe(shape=Shape(layers=2, width=128, ffn=192, rank=8), steps=6000),
     "7": Recipe(shape=Shape(layers=4, width=192, ffn=672, dropout=0.1), steps=6500),
 }
 MODELS: dict[str, Callable[[Shape], nn.Module]] = {"4": rwkv4, "5.2": rwkv5, "6": rwkv6, "7": rwkv7}

@@ -69,7 +69,7 @@ class Golden:
     open: Open
     text: Callable[[], str] = heldout_text
     progress: Progress = silent
-    _kept: dict[tuple[str, float, str | None], Trace] = field(default_factory=dict)
+    _kept: dict[tuple[str, float, str | None], Trace] = field(default_factory=dict, init=False)
 
     def trace(self, artifact: Artifact) -> Trace:
         """The trace an artifact is compared with: its checkpoint, its norm's epsilon, its tuned initial state."""

@@ -66,7 +66,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Bound:
-    """A row of tolerances.toml: what `free` and `local` readings must keep, and why these numbers.
+    """A row of tolerances.toml: what every comparison of an artifact must keep, and why these numbers.
 
     rounds: the arithmetic cannot be exact, so that an error of zero is suspicious
     """
@@ -144,7 +144,8 @@ class Latency:
     load_s, first_token_s: once each, apart from the rest
     decode:  one sample a generated token
     prefill: one sample a whole prompt of `prefill.tokens` tokens
-    weight_bytes, state_bytes: read per token at least; rss_bytes: peak of the process while it ran
+    weight_bytes: all graphs with their weights; state_bytes: one state
+    rss_bytes: largest resident size of the process seen between calls
     warnings: diagnoses as sentences with advice
     """
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-
-import numpy as np
 
 import runtimes
 from exporter.progress import Progress, silent
@@ -184,7 +181,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         decode=timing.decode,
         prefill=timing.prefill,
         weight_bytes=weight_bytes(case.manifest),
-        state_bytes=sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in case.manifest.state),
+        state_bytes=sum(tensor.spec().nbytes for tensor in case.manifest.state),
         rss_bytes=timing.rss_bytes,
         warnings=(*interpreted, *disturbed, *timing.warnings),
     )

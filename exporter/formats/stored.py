@@ -35,5 +35,5 @@ def not_a_weight(path: Path, name: str, dtype: object) -> BadCheckpoint:
     """The error for a tensor whose type is not in FLOATS: integers and 8-bit floats need scales we do not know."""
     return BadCheckpoint(
         f"{path}: {name} is stored as {dtype}, a quantised type",
-        hint="export the checkpoint it was quantised from; `-p` quantises while exporting",
+        hint="export the checkpoint it was quantised from",
     )

@@ -64,7 +64,7 @@ def common(d: Dimensions) -> dict[str, Entry]:
 
 
 def square(d: Dimensions, *names: str, gain: float = 1.0) -> dict[str, Entry]:
-    """Weights (C, C) of the linears `names`, each with an optional bias where it is the output."""
+    """Weights (C, C) of the linears `names`; "output" may have a bias."""
     entries = {f"{name}.weight": Entry((d.width, d.width), linear(d.width, gain)) for name in names}
     if "output" in names:
         entries["output.bias"] = Entry((d.width,), full(0.0), optional=True)

@@ -44,10 +44,12 @@ def missing() -> str | None:
 
 
 def export(job: Job, folder: Path) -> Written:
-    """Convert the step to an ML Program; raises WrongCall for MLState below iOS 18."""
+    """Convert the step to an ML Program; raises WrongCall for MLState below iOS 18 or in another type than float16."""
     stateful = job.options["state"] == "mlstate"
     if stateful and job.options["ios"] != "18":
         raise WrongCall(f"MLState needs iOS 18, not {job.options['ios']}", hint="add -O ios=18, or -O state=explicit")
+    if stateful and job.precision != "fp16":
+        raise WrongCall(f"MLState is float16 only, not {job.precision}", hint="add -p fp16, or -O state=explicit")
     dtype = "float16" if job.precision == "fp16" else "float32"
     named = ports.own(job.spec, dtype=dtype, rename=_identifier)
     graph.load_weights(job.model, job.progress)
@@ -165,7 +167,8 @@ def _make_reproducible(package: Path) -> None:
     fixed = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])).upper() for key, entry in entries}
     document["itemInfoEntries"] = {fixed[key]: entry for key, entry in entries}
     document["rootModelIdentifier"] = fixed[document["rootModelIdentifier"]]
-    listing.write_text(json.dumps(document, indent=4) + "\n")
+    # Byte for byte as coremltools writes it, which does so whenever it opens a package.
+    listing.write_text(json.dumps(document, indent=4, sort_keys=True) + "\n")
     path = next(package.rglob("*.mlmodel"))
     spec = Model_pb2.Model()
     spec.ParseFromString(path.read_bytes())

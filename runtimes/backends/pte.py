@@ -21,10 +21,11 @@ DEVICES = ("cpu",)
 
 def missing(device: str) -> str | None:
     """Whether the package with its native runtime is installed."""
-    try:
-        import executorch.runtime  # noqa: F401
-    except ImportError as error:
-        return f"the Python package executorch cannot be imported ({error})"
+    with tempfile.TemporaryFile() as log, _standard_error_to(log):  # its imports are talkative
+        try:
+            import executorch.runtime  # noqa: F401
+        except ImportError as error:
+            return f"the Python package executorch cannot be imported ({error})"
     return None
 
 

@@ -36,7 +36,7 @@ class WeightFile:
     def read(self, offset: int, expected: TensorType) -> Array:
         """The tensor whose record begins at `offset`, of the expected type, read-only."""
         end = len(self._bytes)
-        if offset % _SIZE or not _SIZE <= offset <= end - _SIZE:
+        if not _SIZE <= offset <= end - _SIZE:
             raise self._bad(f"has no record at offset {offset}: it has {end} bytes")
         sentinel, code, size, start, unused = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
         if sentinel != _SENTINEL:

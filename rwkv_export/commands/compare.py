@@ -28,8 +28,7 @@ def compare(
       rwkv-export compare main.json branch.json --slower 1.1 --json
     """
     from rwkv_export import output, tables
-    from validation import compare as comparison
-    from validation import outcome
+    from validation import comparison, outcome
 
     found = comparison.compare(outcome.read(old), outcome.read(new), slower=slower, alpha=alpha)
     if json:

@@ -114,7 +114,7 @@ def failing(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch, error: BaseE
         raise error
 
     path = saved("r.json", latency("tiny", 1.0))
-    monkeypatch.setattr("validation.compare.compare", work)
+    monkeypatch.setattr("validation.comparison.compare", work)
     return cli("compare", path, path)
 
 

@@ -90,7 +90,7 @@ def functions() -> dict[str, Callable[..., object]]:
     from exporter.synth import synth
     from runtimes.generate import continue_text
     from rwkv_export.demo import demo
-    from validation.compare import compare
+    from validation.comparison import compare
 
     return {
         "export": exporter.export,

@@ -154,6 +154,14 @@ def too_large_value(model: Any) -> None:
     value.immediateValue.tensor.ints.values[0] = 1000
 
 
+def wrong_rank(model: Any) -> None:
+    operations(model, "sigmoid")[0].outputs[0].type.tensorType.rank = 3
+
+
+def compressed_variable(model: Any) -> None:
+    operations(model, "sigmoid")[0].type = "constexpr_cast"
+
+
 def no_block(model: Any) -> None:
     model.mlProgram.functions["main"].opset = "CoreML99"
 
@@ -185,6 +193,8 @@ def other_kind(model: Any) -> None:
         (nested_block, "sigmoid.*control flow"),
         (flexible, "tokens has a flexible dimension"),
         (odd_element, "element type 77"),
+        (wrong_rank, "has rank 3 but 2 dimensions"),
+        (compressed_variable, "constexpr_cast .* takes one constant for x"),
         (text_result, "element type STRING"),
         (stored_text, "element type STRING"),
         (too_many_values, "constant .* holds 8 bytes, expected 4"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from validation import outcome
-from validation.compare import Change, Verdict, compare, machine_changes, regressed
+from validation.comparison import Change, Verdict, compare, machine_changes, regressed
 from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results, Samples
 
 MACHINE = Machine("Linux 6.8", "Test CPU 9000", 8, 16_000_000_000, "performance", "3.11.9", {"torch": "2.13.0"})

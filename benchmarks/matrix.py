@@ -1,0 +1,44 @@
+"""Prints the README's table of targets from a results file; measures nothing.
+
+    rwkv-export demo && python benchmarks/matrix.py out/demo/results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from validation import outcome
+from validation.outcome import Parity, Results
+
+HEAD = """| target | precision | ran on | verdict | max abs logit error | KL, nats | top-1 | decode |
+|---|---|---|---|---|---|---|---|"""
+
+
+def table(results: Results) -> str:
+    """One Markdown row an artifact; an interpreter's speed is not a target's, and is not shown."""
+    return "\n".join([HEAD, *(_row(row, results) for row in results.parity)])
+
+
+def _row(row: Parity, results: Results) -> str:
+    identity, free = row.identity, row.free
+    if free is None:
+        return f"| `{identity.target}` | {identity.precision} | | {row.outcome} | | | | |"
+    timed = [latency.decode for latency in results.latency if latency.identity == identity and latency.decode]
+    interpreted = identity.evidence == "interpreted"
+    speed = f"{timed[0].median_ms:.2f} ms" if timed and not interpreted else ""
+    place = f"{identity.observed}{', interpreted' if interpreted else ''}"
+    return (
+        f"| `{identity.target}` | {identity.precision} | {place} | {row.outcome} | {free.worst:.1e} "
+        f"| {max(free.kl):.1e} | {free.top1:.0%} | {speed} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    print(table(outcome.read(parser.parse_args().results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,8 @@ def _files() -> dict[str, TargetFile]:
 
 def targets() -> dict[str, Target]:
     """Target name -> target, in name order."""
-    return {name: target for name, file in sorted(_files().items()) for target in file.TARGETS if target.name == name}
+    known = {target.name: target for file in _files().values() for target in file.TARGETS}
+    return dict(sorted(known.items()))
 
 
 def missing(name: str) -> str | None:

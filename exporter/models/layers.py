@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from exporter.contract import ModelSpec, Spelling
 from exporter.models.parameters import Take
-from exporter.models.primitives import LayerNorm, last, previous
+from exporter.models.primitives import HeadNorm, LayerNorm, last, previous
 from runtimes.contract import TensorSpec
 
 LN_EPS = 1e-5  # torch's default, used by every official layer norm but ln_x
@@ -29,6 +29,12 @@ def complement(tensor: Tensor) -> Tensor:
 def norm(take: Take, spelling: Spelling) -> LayerNorm:
     """The layer norm of a scope."""
     return LayerNorm(take("weight"), take("bias"), LN_EPS, spelling)
+
+
+def head_norm(take: Take, spec: ModelSpec, spelling: Spelling) -> HeadNorm:
+    """The "ln_x" of a time mix's scope."""
+    at = take.at("ln_x")
+    return HeadNorm(at("weight"), at("bias"), spec.heads, spec.ln_x_eps, spelling)
 
 
 def embedded(table: Tensor, *ln0: Tensor) -> Tensor:
@@ -151,7 +157,11 @@ def shift_state(i: int, part: str, width: int) -> TensorSpec:
     return TensorSpec(f"blocks.{i}.{part}.shift", (1, width), "float32", ("batch", "channel"))
 
 
-def wkv_state(i: int, heads: int, size: int, axes: tuple[str, str]) -> TensorSpec:
-    """The matrix state of block i; `axes` are its last two, which v7 has the other way round than v5 and v6."""
-    shape = (1, heads, size, size)
-    return TensorSpec(f"blocks.{i}.att.wkv", shape, "float32", ("batch", "head", *axes))
+def matrix_states(layers: int, width: int, heads: int, axes: tuple[str, str]) -> tuple[TensorSpec, ...]:
+    """Shift, matrix, shift of every block; `axes` are the matrix's last two, v7's the other way round than v5's."""
+    size = width // heads
+    state: list[TensorSpec] = []
+    for i in range(layers):
+        wkv = TensorSpec(f"blocks.{i}.att.wkv", (1, heads, size, size), "float32", ("batch", "head", *axes))
+        state += [shift_state(i, "att", width), wkv, shift_state(i, "ffn", width)]
+    return tuple(state)

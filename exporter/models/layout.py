@@ -105,6 +105,14 @@ def shape(weights: Weights, name: str, rank: int) -> tuple[int, ...]:
     return dims
 
 
+def heads(weights: Weights, name: str, width: int) -> tuple[int, int]:
+    """(H, N) of a tensor that has a row for each head; raises BadCheckpoint unless the heads make up the width."""
+    count, size = shape(weights, name, 2)
+    if count * size != width:
+        raise BadCheckpoint(f"{name} has {count} heads of {size}, which do not make up the width {width}")
+    return count, size
+
+
 def check(weights: Weights, layout: Layout, version: str) -> None:
     """Every tensor of the layout is there in its shape, axes of one aside, and nothing else is."""
     for name, entry in layout.items():

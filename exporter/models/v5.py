@@ -15,13 +15,13 @@ from exporter.models.layers import (
     GatedChannelMix,
     TokenShift,
     complement,
+    head_norm,
+    matrix_states,
     project,
-    shift_state,
     step_model,
-    wkv_state,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import HeadNorm, Reduce, VecMat, at, column, last, row, stack
+from exporter.models.primitives import Reduce, VecMat, at, column, last, row, stack
 from runtimes.errors import BadCheckpoint
 
 VERSIONS = ("5.0", "5.1", "5.2")
@@ -76,11 +76,8 @@ def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
         raise BadCheckpoint(f"blocks.0.att.time_decay has {heads} heads, which do not divide the width {width}")
     size = width // heads
     lay.check(weights, layout(version, Dimensions(layers, width, size, ffn, vocab)), version)
-    state = []
-    for i in range(layers):
-        wkv = wkv_state(i, heads, size, ("key", "value"))
-        state += [shift_state(i, "att", width), wkv, shift_state(i, "ffn", width)]
-    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, tuple(state))
+    state = matrix_states(layers, width, heads, ("key", "value"))
+    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, state)
 
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
@@ -127,8 +124,7 @@ class TimeMix(nn.Module):
         late = take.has("time_faaaa")
         self.bonus = take("time_faaaa", fn=bonus_5_2) if late else take("time_first", fn=bonus_5_0)
         self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
-        at_norm = take.at("ln_x")
-        self.ln_x = HeadNorm(at_norm("weight"), at_norm("bias"), spec.heads, spec.ln_x_eps, spelling)
+        self.ln_x = head_norm(take, spec, spelling)
 
     def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
         """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""

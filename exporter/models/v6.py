@@ -16,14 +16,14 @@ from exporter.models.layers import (
     Linear,
     TokenShift,
     flat,
+    head_norm,
+    matrix_states,
     project,
-    shift_state,
     step_model,
     transposed,
-    wkv_state,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import HeadNorm, Reduce, VecMat, at, column, last, previous, stack
+from exporter.models.primitives import Reduce, VecMat, at, column, last, previous, stack
 from exporter.models.v5 import bonus_5_2, recur
 
 VERSIONS = ("6",)
@@ -71,16 +71,13 @@ def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
     vocab, width = lay.shape(weights, "emb.weight", 2)
     layers = lay.count_layers(weights)
     ffn, _ = lay.shape(weights, "blocks.0.ffn.key.weight", 2)
-    heads, size = lay.shape(weights, "blocks.0.att.time_faaaa", 2)
+    heads, size = lay.heads(weights, "blocks.0.att.time_faaaa", width)
     _, five = lay.shape(weights, "blocks.0.att.time_maa_w1", 2)
     _, decay = lay.shape(weights, "blocks.0.att.time_decay_w1", 2)
     d = Dimensions(layers, width, size, ffn, vocab, {"mix": five // 5, "decay": decay})
     lay.check(weights, layout(version, d), version)
-    state = []
-    for i in range(layers):
-        wkv = wkv_state(i, heads, size, ("key", "value"))
-        state += [shift_state(i, "att", width), wkv, shift_state(i, "ffn", width)]
-    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, tuple(state))
+    state = matrix_states(layers, width, heads, ("key", "value"))
+    return ModelSpec(version, layers, width, heads, size, vocab, ln_x_eps, state)
 
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
@@ -130,8 +127,7 @@ class TimeMix(nn.Module):
         self.decay_up = Linear(take("time_decay_w2", fn=transposed), take("time_decay", fn=flat))
         self.bonus = take("time_faaaa", fn=bonus_5_2)
         self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
-        at_norm = take.at("ln_x")
-        self.ln_x = HeadNorm(at_norm("weight"), at_norm("bias"), spec.heads, spec.ln_x_eps, spelling)
+        self.ln_x = head_norm(take, spec, spelling)
 
     def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
         """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""

@@ -15,14 +15,14 @@ from exporter.models.layers import (
     Linear,
     TokenShift,
     flat,
+    head_norm,
+    matrix_states,
     project,
-    shift_state,
     step_model,
     transposed,
-    wkv_state,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import HeadNorm, L2Normalise, MatVec, Reduce, at, column, last, row, stack
+from exporter.models.primitives import L2Normalise, MatVec, Reduce, at, column, last, row, stack
 
 VERSIONS = ("7",)
 
@@ -85,7 +85,7 @@ def measure(weights: Weights) -> Dimensions:
     vocab, width = lay.shape(weights, "emb.weight", 2)
     layers = lay.count_layers(weights)
     ffn, _ = lay.shape(weights, "blocks.0.ffn.key.weight", 2)
-    _, size = lay.shape(weights, "blocks.0.att.r_k", 2)
+    _, size = lay.heads(weights, "blocks.0.att.r_k", width)
     ranks = {name: lay.shape(weights, f"blocks.0.att.{name}1", 2)[1] for name in "wag"}
     ranks["v"] = lay.shape(weights, "blocks.1.att.v1", 2)[1] if layers > 1 else 1
     return Dimensions(layers, width, size, ffn, vocab, ranks)
@@ -94,11 +94,8 @@ def measure(weights: Weights) -> Dimensions:
 def describe(version: str, d: Dimensions, ln_x_eps: float) -> ModelSpec:
     """The spec of a model of these dimensions."""
     heads = d.width // d.head_size
-    state = []
-    for i in range(d.layers):
-        wkv = wkv_state(i, heads, d.head_size, ("value", "key"))
-        state += [shift_state(i, "att", d.width), wkv, shift_state(i, "ffn", d.width)]
-    return ModelSpec(version, d.layers, d.width, heads, d.head_size, d.vocab, ln_x_eps, tuple(state))
+    state = matrix_states(d.layers, d.width, heads, ("value", "key"))
+    return ModelSpec(version, d.layers, d.width, heads, d.head_size, d.vocab, ln_x_eps, state)
 
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
@@ -159,8 +156,7 @@ class TimeMix(nn.Module):
         self.normalise = L2Normalise(spec.head_size, spelling)
         self.dot = Reduce(spec.head_size, spelling)
         self.times = MatVec(spec.head_size, spelling)
-        at_norm = take.at("ln_x")
-        self.ln_x = HeadNorm(at_norm("weight"), at_norm("bias"), spec.heads, spec.ln_x_eps, spelling)
+        self.ln_x = head_norm(take, spec, spelling)
 
     def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
         """x, first (T, C), shift (1, C), wkv (1, H, N value, N key) -> added (T, C), first, shift, wkv."""

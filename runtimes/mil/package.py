@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from runtimes.errors import BadArtifact, did_you_mean
 from runtimes.mil import protobuf
 from runtimes.mil.program import Function, parse_function
@@ -23,7 +21,7 @@ class Package:
         path = _model_file(folder)
         try:
             self._model = protobuf.parse_model(path.read_bytes())
-        except DecodeError as error:
+        except ValueError as error:
             raise BadArtifact(f"{path} is not a Core ML model: {error}", hint="export the model again") from error
         if self._model.WhichOneof("Type") != "mlProgram":
             raise BadArtifact(f"{path} is a {self._model.WhichOneof('Type')} model, expected mlProgram")

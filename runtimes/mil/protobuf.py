@@ -35,8 +35,13 @@ def _module(name: str) -> Any:
 
 
 def parse_model(data: bytes) -> Any:
-    """A CoreML.Specification.Model; raises google.protobuf.message.DecodeError."""
-    return _module("Model_pb2").Model.FromString(data)
+    """A CoreML.Specification.Model; raises ValueError where the bytes are something else."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _module("Model_pb2").Model.FromString(data)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 def element_name(code: int) -> str:

@@ -56,7 +56,7 @@ def test_synth_and_fetch_tell_in_json_what_they_wrote(cli: Cli, tmp_path: Path) 
 
 def test_validate_passes_and_writes_what_is_asked_for(cli: Cli, artifact: Path, tmp_path: Path) -> None:
     said = cli("validate", artifact, "--steps", "8", "--json", tmp_path / "r.json", "--junit", tmp_path / "r.xml")
-    assert said.code == 0
+    assert said.code == 0, said.out
     assert "The artifact matches its checkpoint." in said.out
     (row,) = outcome.read(tmp_path / "r.json").parity
     assert (row.outcome, row.identity.observed, row.steps) == (Outcome.PASS, "ort:cpu", 8)
@@ -83,7 +83,7 @@ def test_an_altered_artifact_does_not_pass(cli: Cli, artifact: Path, tmp_path: P
 def test_bench_measures(cli: Cli, artifact: Path, tmp_path: Path) -> None:
     said = cli("bench", artifact, "--prompt", "4", "--tokens", "30", "--json", tmp_path / "b.json")
     (row,) = outcome.read(tmp_path / "b.json").latency
-    assert said.code == 0
+    assert said.code == 0, said.out
     assert row.decode is not None
     assert len(row.decode.seconds) == 30
     assert row.prefill is not None
@@ -113,7 +113,7 @@ def test_the_demo_can_be_repeated(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(demonstration, "PLAN", {"fp32": ("onnx-cpu",)})
     first = cli("demo", "-o", tmp_path, "-q")
     written = {path.name for path in tmp_path.iterdir()}
-    assert first.code == 0
+    assert first.code == 0, first.out
     assert {"results.json", "report.html"} < written
     assert len(written) == 3
     found = outcome.read(tmp_path / "results.json")

@@ -71,8 +71,8 @@ def attention(card: Card, layer: int) -> Shapes:
 
 def feed_forward(card: Card) -> Shapes:
     """Tensors of one layer's `ffn`."""
-    mixes = {"4": ["time_mix_k", "time_mix_r"], "6": ["time_maa_k", "time_maa_r"], "7": ["x_k"]}
-    shapes: Shapes = dict.fromkeys(mixes[card.version.replace("5.2", "4")], (1, 1, card.width))
+    names = {"6": ("time_maa_k", "time_maa_r"), "7": ("x_k",)}.get(card.version, ("time_mix_k", "time_mix_r"))
+    shapes: Shapes = dict.fromkeys(names, (1, 1, card.width))
     shapes |= {"key.weight": (card.ffn, card.width), "value.weight": (card.width, card.ffn)}
     return shapes | ({} if card.version == "7" else {"receptance.weight": (card.width, card.width)})
 

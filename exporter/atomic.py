@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from runtimes.errors import Missing, WrongCall
 
 AT_FDCWD = -100  # linux/fcntl.h
-RENAME_EXCHANGE = 2  # linux/fs.h
+EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h, RENAME_SWAP of macOS' sys/stdio.h
 
 
 @contextmanager
@@ -27,14 +28,19 @@ def replacing(destination: Path) -> Iterator[Path]:
     was in both cases, and when the process is killed.
     """
     parent = destination.parent
-    temporary = parent / f".{destination.name}.{os.getpid()}.part"
+    temporary = parent / f".{destination.name}.{secrets.token_hex(4)}.part"
     try:
+        if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+            raise WrongCall(f"{destination} exists and is not a folder", hint="choose another folder with -o")
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        temporary.mkdir()
-        yield temporary
-        _flush(temporary)
-        _take_place(temporary, destination)
+        with ExitStack() as stack:
+            with _locked(parent):  # nobody sweeps between the next two lines
+                _sweep(parent)
+                temporary.mkdir()
+                stack.enter_context(_locked(temporary))
+            yield temporary
+            _flush(temporary)
+            _take_place(temporary, destination)
     except OSError as error:
         raise _explained(error, parent) from error
     finally:
@@ -42,23 +48,27 @@ def replacing(destination: Path) -> Iterator[Path]:
 
 
 def _take_place(temporary: Path, destination: Path) -> None:
-    if not destination.exists():
+    try:
         temporary.rename(destination)
-    elif not _exchange(temporary, destination):
-        older = temporary.with_suffix(".older")
-        destination.rename(older)
-        temporary.rename(destination)
-        shutil.rmtree(older, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _exchange(temporary, destination):
+            older = temporary.with_suffix(".older")
+            destination.rename(older)
+            temporary.rename(destination)
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one system call; False where the system has none."""
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    failed: int = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    """Swap two folders in one system call; False where the system or the file system has none."""
+    libc = ctypes.CDLL(None)
+    paths = os.fsencode(one), os.fsencode(other)
+    failed = True
+    if hasattr(libc, "renameat2"):
+        failed = bool(libc.renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], EXCHANGE))
+    elif hasattr(libc, "renamex_np"):
+        failed = bool(libc.renamex_np(*paths, EXCHANGE))
     return not failed
 
 
@@ -72,25 +82,44 @@ def _flush(folder: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove temporary folders whose process is gone."""
-    for path in parent.glob(".*.part"):
-        match = re.fullmatch(r"\..+\.(\d+)\.part", path.name)
-        if match and path.is_dir() and not _alive(int(match[1])):
+    """Remove what killed processes left; a folder that was moved aside and never replaced is moved back."""
+    for path in parent.glob(".*.*"):
+        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(part|older)", path.name)
+        if match and match[2] == "older" and not (parent / match[1]).exists():
+            with contextlib.suppress(OSError):
+                path.rename(parent / match[1])
+        elif match and path.is_dir() and not _in_use(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
-    with contextlib.suppress(PermissionError):
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Within the block nobody else has the folder's lock, which ends with the process, however that ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: what is left there is never swept
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-    return True
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+    except OSError:
+        return True
+    return False
 
 
 def _explained(error: OSError, parent: Path) -> WrongCall | Missing:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(parent).free >> 20 if parent.exists() else 0
+    free = shutil.disk_usage(parent).free >> 20 if parent.exists() else 0
+    # numpy.tofile and shutil.copytree report a full disk without its number.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and not free):
         return Missing(f"the disk of {parent} is full ({free} MiB free)", hint="free some space, or choose another -o")
     place = error.filename or parent
-    return WrongCall(f"cannot write to {place}: {error.strerror}", hint="choose another folder with -o")
+    return WrongCall(f"cannot write to {place}: {error.strerror or error}", hint="choose another folder with -o")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from exporter import graph, ports
 from exporter.contract import Job, Target, Written
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Precision
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 TARGETS = (
     Target(
@@ -29,8 +34,6 @@ def missing() -> str | None:
 
 def export(job: Job, folder: Path) -> Written:
     """Write decode.pt2 and one prefill{n}.pt2 a size; each file holds the weights."""
-    import torch
-
     graph.load_weights(job.model, job.progress)
     named, graphs = ports.own(job.spec), []
     for tokens in (1, *job.prefill):
@@ -39,6 +42,42 @@ def export(job: Job, folder: Path) -> Written:
             program = graph.trace(job.model, graph.arguments(job.spec, tokens))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it says where we were built
-            torch.export.save(program, folder / f"{name}.pt2")
+            _save(program, folder / f"{name}.pt2")
         graphs.append(Graph(tokens, f"{name}.pt2", named.tokens, "int64", named.logits))
     return Written(tuple(graphs), named.state, Precision("float32", "float32"), {"torch": version("torch")})
+
+
+def _save(program: ExportedProgram, path: Path) -> None:
+    import torch
+
+    with path.open("wb") as file:
+        stream = _Patient(file)
+        torch.export.save(program, cast(IO[bytes], stream))
+    if stream.error:
+        raise stream.error
+
+
+class _Patient(io.RawIOBase):
+    """Keeps an OSError for later: torch's C++ writer ends the process where a write fails, as on a full disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        """All of `data`, or nothing since the first failure."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from exporter import models, versions
 from runtimes.errors import BadCheckpoint, WrongCall
@@ -85,6 +86,17 @@ def test_other_models_are_refused_with_a_few_of_their_names():
 
 def test_unknown_blocks_are_called_an_unknown_version():
     assert "no RWKV version known here: it holds blocks.0.att.time_warp" in refusal("blocks.0.att.time_warp").message
+
+
+@pytest.mark.parametrize(("version", "name"), [("6", "time_faaaa"), ("7", "r_k"), ("7a", "r_k")])
+def test_heads_that_do_not_make_up_the_width_are_refused(version, name):
+    file = versions.load(version)
+    layout = file.layout(version, file.dimensions(version, layers=1, width=96, head_size=32, vocab=8))
+    weights = {tensor: torch.empty(entry.shape, device="meta") for tensor, entry in layout.items()}
+    weights[f"blocks.0.att.{name}"] = torch.empty(2, 40, device="meta")  # 96 // 40 is 2
+
+    with pytest.raises(BadCheckpoint, match=f"{name} has 2 heads of 40, which do not make up the width 96"):
+        file.spec(version, weights, 64e-5)
 
 
 def test_a_new_file_is_found_by_being_there(tmp_path, monkeypatch):

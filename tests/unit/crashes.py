@@ -1,0 +1,117 @@
+"""Kills a write at chosen moments, each in a forked child, and prints as JSON what that left; test_atomic.py runs it.
+
+A moment is an audit event of Python (a file opened, a folder made, renamed or removed, a C function looked up) since
+the write first touched the folder it writes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from exporter import atomic
+
+Work = Callable[[], None]
+
+
+def few_files(destination: Path, text: str) -> Work:
+    def work() -> None:
+        with atomic.replacing(destination) as folder:
+            (folder / "sub").mkdir()
+            for name in ("a", "sub/b", "sub/c"):
+                (folder / name).write_text(text)
+
+    return work
+
+
+def artifact(destination: Path, checkpoint: str) -> Work:
+    import exporter
+
+    def work() -> None:
+        exporter.export(checkpoint, targets=["torch"], out=destination.parent)
+
+    exporter.open_model()  # imports torch once, before the forks
+    return work
+
+
+def contents(folder: Path) -> dict[str, str] | None:
+    """Path -> hash; None where there is no folder."""
+    if not folder.exists():
+        return None
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def forked(work: Work, place: str, end: int | None) -> int:
+    """Run `work` in a child that kills itself at moment `end`; returns how many moments there were, -1 if killed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        moments = 0
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal moments
+            if moments or any(
+                isinstance(item, str | os.PathLike) and str(item).startswith(place) for item in arguments
+            ):
+                moments += 1
+            if moments == end:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        work()
+        os.write(write, str(moments).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        moments = int(said.read() or -1)
+    _, status = os.waitpid(child, 0)
+    assert (moments == -1) == (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL), status
+    return moments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("destination", type=Path)
+    parser.add_argument("--older", action="store_true")
+    parser.add_argument("--no-exchange", action="store_true")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--moments", type=int, help="that many at random, instead of all")
+    asked = parser.parse_args()
+    destination: Path = asked.destination
+    destination.parent.mkdir()
+    if asked.no_exchange:
+        atomic._exchange = lambda one, other: False
+    newer = artifact(destination, asked.checkpoint) if asked.checkpoint else few_files(destination, "newer")
+    older, sweep = few_files(destination, "older"), few_files(destination.with_name("another"), "")
+
+    def before() -> None:
+        shutil.rmtree(destination, ignore_errors=True)
+        if asked.older:
+            older()
+
+    before()
+    total = forked(newer, str(destination.parent), None)
+    complete = contents(destination)
+    moments = range(1, total + 1)
+    for end in sorted(random.sample(moments, asked.moments)) if asked.moments else moments:
+        before()
+        was = contents(destination)
+        killed = forked(newer, str(destination.parent), end) == -1
+        left = contents(destination)
+        sweep()
+        said = {"end": end, "killed": killed, "was": was, "left": left, "complete": complete}
+        beside = sorted(path.name for path in destination.parent.iterdir() if path.name.startswith("."))
+        print(json.dumps({**said, "after the sweep": contents(destination), "beside": beside}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Prints the README's table of targets from a results file; measures nothing.
 
-    rwkv-export demo && python benchmarks/matrix.py out/demo/results.json
+rwkv-export demo && python benchmarks/matrix.py out/demo/results.json
 """
 
 from __future__ import annotations

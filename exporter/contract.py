@@ -186,5 +186,8 @@ class TargetFile(Protocol):
     def missing(self) -> str | None:
         """Why this machine cannot export these targets, as a sentence, or None."""
 
+    def refuse(self, spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+        """Raise WrongCall for choices that are each possible but not together, or not with this model."""
+
     def export(self, job: Job, folder: Path) -> Written:
         """Write graph files into `folder` (empty, temporary) and describe them."""

@@ -13,6 +13,7 @@ from exporter import bundled, versions
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.contract import ModelSpec, Spelling, Version, Weights
 from exporter.models.parameters import materialise
+from runtimes import manifest
 from runtimes.contract import Array, Placement, Session
 from runtimes.errors import BadCheckpoint, WrongCall
 from runtimes.session import ExplicitSession, Tensors
@@ -33,10 +34,20 @@ class Model:
         """The step module, its parameters on the meta device."""
         return self.version.build(self.spec, self.checkpoint, spelling)
 
-    def parameters(self) -> int:
-        """Number of values in the checkpoint, tuned states aside."""
-        names = [name for name in self.checkpoint if not name.endswith(".time_state")]
-        return sum(self.checkpoint[name].numel() for name in names)
+    def facts(self) -> manifest.Model:
+        """What the manifest says of the model; `parameters` counts the checkpoint's values, tuned states aside."""
+        spec, weights = self.spec, self.checkpoint
+        return manifest.Model(
+            name=weights.name,
+            version=spec.version,
+            layers=spec.layers,
+            width=spec.width,
+            heads=spec.heads,
+            head_size=spec.head_size,
+            vocab=spec.vocab,
+            ln_x_eps=spec.ln_x_eps,
+            parameters=sum(weights[name].numel() for name in weights if not name.endswith(".time_state")),
+        )
 
 
 def open_model(

@@ -63,6 +63,7 @@ def export(
     plans = []
     for target, file in found:
         exact = registry.choose_precision(target, precision)
+        file.refuse(model.spec, exact, chosen[target.name])
         folder = Path(out) / f"{model.checkpoint.name}.{target.name}.{exact}"
         plans.append(Plan(target, file, exact, chosen[target.name], _sizes(target, prefill), folder))
     with progress("hashing the checkpoint"):
@@ -98,18 +99,6 @@ def _write(plan: Plan, model: Model, progress: Progress) -> None:
 
 def _describe(plan: Plan, model: Model, written: Written, folder: Path) -> manifest.Manifest:
     """The manifest, its file list still empty; writes the tokenizer and the tuned state beside the graphs."""
-    spec = model.spec
-    info = manifest.Model(
-        name=model.checkpoint.name,
-        version=spec.version,
-        layers=spec.layers,
-        width=spec.width,
-        heads=spec.heads,
-        head_size=spec.head_size,
-        vocab=spec.vocab,
-        ln_x_eps=spec.ln_x_eps,
-        parameters=model.parameters(),
-    )
     target = manifest.Target(
         name=plan.target.name,
         runtime=plan.target.runtime,
@@ -120,7 +109,7 @@ def _describe(plan: Plan, model: Model, written: Written, folder: Path) -> manif
     )
     return manifest.Manifest(
         schema=manifest.SCHEMA,
-        model=info,
+        model=model.facts(),
         source=model.checkpoint.source(),
         target=target,
         precision=written.precision,

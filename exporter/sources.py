@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from exporter import bundled
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from runtimes import manifest
-from runtimes.errors import Missing
+from runtimes.errors import BadCheckpoint, Missing
 
 
 def index() -> Path:
@@ -40,8 +41,10 @@ def find(source: manifest.Source) -> Path:
     candidates = [Path(noted)] if noted else []
     candidates += [Path(source.file), bundled.MODEL.with_name(source.file)]
     for path in candidates:
-        if path.exists() and open_checkpoint(path).sha256() == source.sha256:
-            return path
+        # What lies there now may be another file, or no checkpoint at all.
+        with contextlib.suppress(BadCheckpoint, Missing):
+            if open_checkpoint(path).sha256() == source.sha256:
+                return path
     raise Missing(
         f"the checkpoint {source.file} (sha256 {source.sha256[:12]}...) that the artifact was made from is not here",
         hint="name it with --checkpoint",

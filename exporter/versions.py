@@ -49,7 +49,7 @@ def identify(weights: Mapping[str, object]) -> tuple[Version, str]:
     """The version file and version string of a checkpoint, from its tensor names; raises BadCheckpoint."""
     _refuse_impossible(weights)
     known = by_version()
-    for file in dict.fromkeys(known.values()):
+    for file in reversed(dict.fromkeys(known.values())):  # the newest first: it may keep what an older one looks for
         version = file.matches(weights.keys())
         if version is not None:
             return file, version

@@ -17,6 +17,7 @@ from runtimes.schema import SchemaError, from_plain, to_plain
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+STATE_TYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,20 @@ def read(folder: Path) -> Manifest:
         raise BadArtifact(f"{path}: {error}", hint="export the model again with this version") from error
     for file in manifest.files:
         _refuse_escape(file.path, path)
+    _check_references(manifest, path)
     return manifest
+
+
+def _check_references(manifest: Manifest, path: Path) -> None:
+    """Every file the manifest speaks of is among its hashed files (a package folder: some file below it)."""
+    listed = [f"{file.path}/" for file in manifest.files]
+    for name in (*(graph.file for graph in manifest.graphs), manifest.tokenizer.file, manifest.initial_state):
+        if name is not None and not any(file.startswith(f"{name}/") for file in listed):
+            raise BadArtifact(f"{path} speaks of {name!r}, which is not among its files", hint="export the model again")
+    for tensor in manifest.state:
+        if tensor.dtype not in STATE_TYPES:
+            known = " or ".join(STATE_TYPES)
+            raise BadArtifact(f"{path}: state {tensor.name} has type {tensor.dtype!r}, expected {known}")
 
 
 def open_artifact(folder: Path) -> Artifact:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -108,8 +109,11 @@ def stored_initial_state(artifact: Artifact) -> dict[str, Array]:
     name = artifact.manifest.initial_state
     if name is None:
         return {}
-    with np.load(artifact.folder / name, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
+    try:
+        with np.load(artifact.folder / name, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise BadArtifact(f"{artifact.folder / name} holds no tensors: {error}", hint="export again") from error
 
 
 def explicit_session(

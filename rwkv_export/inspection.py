@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from runtimes import manifest
@@ -28,15 +26,8 @@ class CheckpointFacts:
     format: str
     bytes: int
     sha256: str
-    version: str
-    layers: int
-    width: int
-    heads: int
-    head_size: int
-    vocab: int
+    model: manifest.Model
     tokenizer: str
-    ln_x_eps: float
-    parameters: int
     state_bytes: int
     state: tuple[TensorSpec, ...]
     tuned: tuple[str, ...]
@@ -68,24 +59,12 @@ def inspect(path: Path) -> Facts:
         format=source.format,
         bytes=source.bytes,
         sha256=source.sha256,
-        version=spec.version,
-        layers=spec.layers,
-        width=spec.width,
-        heads=spec.heads,
-        head_size=spec.head_size,
-        vocab=spec.vocab,
+        model=model.facts(),
         tokenizer=kind_for(spec.vocab),
-        ln_x_eps=spec.ln_x_eps,
-        parameters=model.parameters(),
-        state_bytes=state_bytes(spec.state),
+        state_bytes=sum(tensor.nbytes for tensor in spec.state),
         state=spec.state,
         tuned=tuple(model.initial),
     )
-
-
-def state_bytes(state: Sequence[TensorSpec]) -> int:
-    """Bytes one sequence's state takes."""
-    return sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in state)
 
 
 def deliver(paths: Sequence[Path], *, json: bool) -> None:
@@ -109,15 +88,15 @@ def show(facts: Facts) -> None:
 
 def _checkpoint_lines(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
     yield "checkpoint", facts.path
-    shape = f"{facts.layers} layers, width {facts.width}, {facts.heads} heads of {facts.head_size}"
-    yield "model", f"RWKV-{facts.version}, {shape}"
-    yield "parameters", f"{facts.parameters:,}"
-    yield "vocabulary", f"{facts.vocab:,} (tokenizer: {facts.tokenizer})"
-    yield "ln_x eps", f"{facts.ln_x_eps:g}"
+    model = facts.model
+    shape = f"{model.layers} layers, width {model.width}, {model.heads} heads of {model.head_size}"
+    yield "model", f"RWKV-{model.version}, {shape}"
+    yield "parameters", f"{model.parameters:,}"
+    yield "vocabulary", f"{model.vocab:,} (tokenizer: {facts.tokenizer})"
+    yield "ln_x eps", f"{model.ln_x_eps:g}"
     yield "state", f"{len(facts.state)} tensors, {facts.state_bytes:,} bytes in float32"
-    for tensor in facts.state[: 1 + len(facts.state) // facts.layers]:
-        if tensor.name.startswith("blocks.0."):
-            yield "", f"{tensor.name} {tensor.shape} {'/'.join(tensor.axes)}"
+    for tensor in facts.state[: len(facts.state) // model.layers]:
+        yield "", f"{tensor.name} {tensor.shape} {'/'.join(tensor.axes)}"
     if facts.tuned:
         yield "tuned state", ", ".join(facts.tuned)
     yield "file", f"{facts.format}, {facts.bytes:,} bytes"
@@ -141,7 +120,7 @@ def _artifact_lines(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
         tokens = f"{graph.tokens} token{'s' * (graph.tokens > 1)} a call"
         yield "graph", f"{graph.file}{inside}: {tokens}, {graph.input} -> {graph.output}"
     state = [tensor.spec() for tensor in document.state]
-    yield "state", f"{len(state)} tensors, {state_bytes(state):,} bytes"
+    yield "state", f"{len(state)} tensors, {sum(tensor.nbytes for tensor in state):,} bytes"
     yield "tokenizer", document.tokenizer.kind
     for file in document.files:
         yield "file", f"{file.path}, {file.bytes:,} bytes, verified"

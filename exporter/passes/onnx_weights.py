@@ -78,18 +78,6 @@ def _as_half(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
-def strip(model: ir.Model) -> None:
-    """Drop what the tracer noted about our source files: it is most of the file, and says where we were built."""
-    for node in model.graph:
-        node.metadata_props.clear()
-        for output in node.outputs:
-            output.metadata_props.clear()
-    for outer in (*model.graph.inputs, *model.graph.initializers.values()):
-        outer.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-
-
 def save_with_data(model: ir.Model, path: Path, data: str, progress: Progress) -> dict[str, ir.ExternalTensor]:
     """Write `model` to `path` and its weights, one by one, to the file `data` beside it; returns where they lie."""
     total = sum(i.const_value.nbytes for i in model.graph.initializers.values() if i.const_value is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,19 @@ def missing() -> str | None:
     return None
 
 
+def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+    """MLState exists since iOS 18, and in float16 only."""
+    if options["state"] != "mlstate":
+        return
+    if options["ios"] != "18":
+        raise WrongCall(f"MLState needs iOS 18, not {options['ios']}", hint="add -O ios=18, or -O state=explicit")
+    if precision != "fp16":
+        raise WrongCall(f"MLState is float16 only, not {precision}", hint="add -p fp16, or -O state=explicit")
+
+
 def export(job: Job, folder: Path) -> Written:
-    """Convert the step to an ML Program; raises WrongCall for MLState below iOS 18 or in another type than float16."""
+    """Convert the step to an ML Program."""
     stateful = job.options["state"] == "mlstate"
-    if stateful and job.options["ios"] != "18":
-        raise WrongCall(f"MLState needs iOS 18, not {job.options['ios']}", hint="add -O ios=18, or -O state=explicit")
-    if stateful and job.precision != "fp16":
-        raise WrongCall(f"MLState is float16 only, not {job.precision}", hint="add -p fp16, or -O state=explicit")
     dtype = "float16" if job.precision == "fp16" else "float32"
     named = ports.own(job.spec, dtype=dtype, rename=_identifier)
     graph.load_weights(job.model, job.progress)

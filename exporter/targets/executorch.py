@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from exporter import graph, ports
-from exporter.contract import Job, Spelling, Target, Written
+from exporter.contract import Job, ModelSpec, Spelling, Target, Written
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Precision
 
@@ -35,6 +36,10 @@ PROGRAM = "model.pte"
 def missing() -> str | None:
     """Everything it needs is a core dependency."""
     return None
+
+
+def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+    """Every combination works."""
 
 
 def export(job: Job, folder: Path) -> Written:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from exporter import graph, ports
-from exporter.contract import Job, Option, Target, Written
+from exporter.contract import Job, ModelSpec, Option, Target, Written
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Kept, Precision
 
@@ -45,6 +46,12 @@ def missing() -> str | None:
     return None
 
 
+def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+    """rwkv-mobile's names exist for some versions only."""
+    if options["names"] == "rwkv-mobile":
+        ports.rwkv_mobile(spec)
+
+
 def export(job: Job, folder: Path) -> Written:
     """Write decode.onnx and one prefill{n}.onnx a size, all on one data file."""
     from exporter.passes import onnx_weights
@@ -71,10 +78,9 @@ def export(job: Job, folder: Path) -> Written:
 
 def _trace(job: Job, named: ports.Ports, tokens: int, mobile: bool) -> ir.Model:
     """The optimised graph, its weights still in the checkpoint."""
-    import onnxscript.optimizer
     import torch
 
-    from exporter.passes import onnx_weights
+    from exporter.passes import onnx_tidy, onnx_weights
 
     model, inputs = job.model, graph.arguments(job.spec, tokens)
     if mobile:
@@ -95,8 +101,8 @@ def _trace(job: Job, named: ports.Ports, tokens: int, mobile: bool) -> ir.Model:
         )
     made = cast("torch.onnx.ONNXProgram", exported).model  # None only where a path is given
     onnx_weights.attach(made, dict(model.named_parameters()))
-    onnxscript.optimizer.optimize(made)
-    onnx_weights.strip(made)
+    onnx_tidy.tidy(made)
+    onnx_tidy.strip(made)
     return made
 
 

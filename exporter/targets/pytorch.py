@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from exporter import graph, ports
-from exporter.contract import Job, Target, Written
+from exporter.contract import Job, ModelSpec, Target, Written
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Precision
 
@@ -30,6 +31,10 @@ TARGETS = (
 def missing() -> str | None:
     """Everything it needs is a core dependency."""
     return None
+
+
+def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+    """Every combination works."""
 
 
 def export(job: Job, folder: Path) -> Written:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".pt2",)
 DEVICES = ("cpu", "cuda")
+
+ENTRY = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
+    r"|data/weights/(model_weights_config\.json|weight_\d+)|data/constants/(model_constants_config\.json|tensor_\d+)"
+    r"|data/sample_inputs/model\.pt"
+)
+"""What torch.export.save writes of a plain program; other entries can be compiled libraries or older formats."""
+
+OPERATOR = re.compile(r"torch\.ops\.aten\.(?!from_file)\w+\.\w+")
 
 
 def missing(device: str) -> str | None:
@@ -39,30 +49,56 @@ def open_session(artifact: Artifact, device: str) -> Session:
 
 
 def _refuse_code(path: Path) -> None:
-    """Raise BadArtifact unless the archive's payloads are plain tensors: torch.export.load would unpickle others."""
-    import torch
+    """Raise BadArtifact for all but tensors and tensor operators: torch unpickles and evaluates what else it finds."""
+    from torch.export.pt2_archive import PT2ArchiveReader
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                inner = name.partition("/")[2]
-                if inner.startswith("data/") and inner.endswith("_config.json"):
-                    payloads = json.loads(archive.read(name))["config"].values()
-                    if any(p["use_pickle"] or not p["path_name"].startswith(("weight_", "tensor_")) for p in payloads):
-                        raise BadArtifact(f"{path} holds pickled Python objects in {name}; refused")
-                elif inner.endswith(".pt"):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except BadArtifact:
-        raise
-    except Exception as error:  # zipfile, json, KeyError, pickle and torch each have their own
-        raise BadArtifact(f"{path} is not a plain torch.export archive: {error}", hint="export again") from error
+        with PT2ArchiveReader(str(path)) as archive:  # torch's own: two readers of one zip file need not agree
+            found = next(_code(archive), None)
+    except Exception as error:  # json, KeyError, AssertionError, pickle and torch each have their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadArtifact(f"{path} is not a plain torch.export archive: {reason}", hint="export again") from error
+    if found:
+        raise BadArtifact(f"{path} can run code: it holds {found}; refused", hint="export again")
+
+
+def _code(archive: Any) -> Iterator[str]:
+    """What the archive holds that is neither a tensor nor an operator on tensors."""
+    import torch
+
+    names = archive.get_file_names()
+    yield from (f"the entry {name}" for name in names if not ENTRY.fullmatch(name) or names.count(name) > 1)
+    for folder in ("weights", "constants"):
+        config = json.loads(archive.read_bytes(f"data/{folder}/model_{folder}_config.json"))["config"]
+        for name, payload in config.items():
+            if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
+                yield f"{name} as a pickled object"
+    torch.load(io.BytesIO(archive.read_bytes("data/sample_inputs/model.pt")), weights_only=True)
+    yield from _expressions(json.loads(archive.read_bytes("models/model.json")))
+
+
+def _expressions(program: Any) -> Iterator[str]:
+    """Calls of other functions, and texts that torch would evaluate, anywhere in the serialised program."""
+    if isinstance(program, list):
+        for item in program:
+            yield from _expressions(item)
+    elif isinstance(program, dict):
+        for key, item in program.items():
+            if key == "target" and not OPERATOR.fullmatch(str(item)):
+                yield f"a call of {item}"
+            elif key in ("expr_str", "guards_code") and item:
+                yield f"the expression {item}"
+            yield from _expressions(item)
 
 
 def _load(path: Path, device: str) -> Any:
-    import torch
     from torch.export.passes import move_to_device_pass
+    from torch.export.pt2_archive._package import load_pt2  # torch.export.load would try an older format next
 
-    program = torch.export.load(path)
+    try:
+        program = load_pt2(str(path)).exported_programs["model"]
+    except Exception as error:  # torch raises what it meets: RuntimeError, KeyError, its own families
+        raise BadArtifact(f"torch cannot load {path}: {error}", hint="export again") from error
     if device != "cpu":
         program = move_to_device_pass(program, device)
     return program.module(check_guards=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def _load(path: Path, device: str) -> Any:
 def _runner(session: Any, graph: Graph, manifest: Manifest) -> Run:
     names = [tensor.input for tensor in manifest.state]
     outputs = [graph.output, *(tensor.output for tensor in manifest.state)]
-    (wanted,) = [port.shape for port in session.get_inputs() if port.name == graph.input]
+    shapes = {port.name: port.shape for port in session.get_inputs()}
+    _same_ports(graph, [graph.input, *names], shapes)
+    _same_ports(graph, outputs, [port.name for port in session.get_outputs()])
+    wanted = shapes[graph.input]
     dtype = np.dtype(graph.input_dtype)
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
@@ -62,6 +66,11 @@ def _runner(session: Any, graph: Graph, manifest: Manifest) -> Run:
         return logits, tuple(new)
 
     return run
+
+
+def _same_ports(graph: Graph, wanted: Collection[str], found: Collection[str]) -> None:
+    if odd := sorted(set(wanted).symmetric_difference(found)):
+        raise BadArtifact(f"{graph.file} and the manifest disagree about the port {odd[0]!r}", hint="export again")
 
 
 def _placement(session: Any, device: str) -> Placement:

@@ -28,7 +28,9 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-O", metavar="NAME=VALUE", help="A choice the target offers. Repeatable."),
 ]
-Prefill = Annotated[str, typer.Option(metavar="T,T", help="Also write graphs that take T tokens at once: 16,64.")]
+Prefill = Annotated[
+    str, typer.Option(metavar="T,T", help="Also write graphs that take T tokens at once: 4,16. Large ones take long.")
+]
 Names = Annotated[str | None, typer.Option(metavar="SCHEME", help="Short for -O names=SCHEME, such as rwkv-mobile.")]
 LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
 State = Annotated[

@@ -51,14 +51,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, its data unread."""
-        return tuple(self._tensors[name].meta.shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Type of a tensor, its data unread."""
-        return self._tensors[name].meta.dtype
-
     def sha256(self) -> str:
         """Hash of the file; of several files, hash over their sorted `name sha256` lines. Computed once."""
         if self._sha256 is None:

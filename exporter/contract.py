@@ -57,12 +57,14 @@ class Entry:
 
     optional: it may be absent
     ignored:  it may be present in any shape, and is never read
+    official: official checkpoints have it; those that `synth` makes have these only
     """
 
     shape: tuple[int, ...]
     fill: Fill
     optional: bool = False
     ignored: bool = False
+    official: bool = True
 
 
 Layout = Mapping[str, Entry]

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from exporter import bundled, versions
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.checkpoint import Checkpoint, check_finite, open_checkpoint
 from exporter.contract import ModelSpec, Spelling, Version, Weights
 from exporter.models.parameters import materialise
 from runtimes import manifest
-from runtimes.contract import Array, Placement, Session
+from runtimes.contract import Array, Placement, Session, TensorSpec
 from runtimes.errors import BadCheckpoint, WrongCall
 from runtimes.session import ExplicitSession, Tensors
 
@@ -66,28 +66,34 @@ def open_model(
 
 
 def _initial(weights: Weights, separate: Weights | None, spec: ModelSpec) -> dict[str, Array]:
-    """Tuned states by state name, from the separate file where given, else from the checkpoint itself.
-
-    `time_state` is stored (H, value, key) by every version's training code: v5 and v6 transpose it when loading.
-    """
-    source = weights if separate is None else separate
-    found: dict[str, Array] = {}
-    for tensor in spec.state:
-        name = tensor.name.removesuffix("wkv") + "time_state"
-        if not tensor.name.endswith(".wkv") or name not in source:
-            continue
-        tuned = source[name].to(torch.float32)
-        if tuple(tuned.shape) != tensor.shape[1:]:
-            raise BadCheckpoint(f"{name} has shape {tuple(tuned.shape)}, expected {tensor.shape[1:]}")
-        if tensor.axes[-1] == "value":
-            tuned = tuned.transpose(1, 2)
-        found[tensor.name] = tuned.contiguous().numpy().reshape(tensor.shape)
-    if separate is not None and not found:
+    """Tuned states by state name, from the separate file where given, else from the checkpoint itself; all or none."""
+    places = {t.name.removesuffix("wkv") + "time_state": t for t in spec.state if t.name.endswith(".wkv")}
+    own, other = ({name for name in found if name.endswith(".time_state")} for found in (weights, separate or {}))
+    if separate is not None and not other & places.keys():
+        listing = ", ".join(list(separate)[:3])
         raise BadCheckpoint(
-            f"the state file has no time_state of this RWKV-{spec.version} model; it has {', '.join(list(source)[:3])}",
+            f"the state file has no time_state of this RWKV-{spec.version} model; it has {listing}",
             hint="a state file has blocks.0.att.time_state and so on; v4 has no tunable state",
         )
-    return found
+    if own and other:
+        raise WrongCall("the checkpoint has tuned states of its own", hint="leave the state file out")
+    if not own and not other:
+        return {}
+    if odd := sorted((own or other) ^ places.keys()):
+        what = "is missing from" if odd[0] in places else "does not belong to"
+        raise BadCheckpoint(f"{odd[0]} {what} the tuned states of this RWKV-{spec.version} of {spec.layers} layers")
+    source = weights if separate is None else separate
+    return {tensor.name: _oriented(name, source[name], tensor) for name, tensor in places.items()}
+
+
+def _oriented(name: str, tuned: torch.Tensor, tensor: TensorSpec) -> Array:
+    """`time_state` is stored (H, value, key) by every version's training code: v5 and v6 transpose it when loading."""
+    if tuple(tuned.shape) != tensor.shape[1:]:
+        raise BadCheckpoint(f"{name} has shape {tuple(tuned.shape)}, expected {tensor.shape[1:]}")
+    check_finite(name, tuned)
+    turned = tuned.transpose(1, 2) if tensor.axes[-1] == "value" else tuned
+    array: Array = turned.to(torch.float32).contiguous().numpy().reshape(tensor.shape)
+    return array
 
 
 def reference_session(checkpoint: str | Path, *, ln_x_eps: float | None = None) -> Session:

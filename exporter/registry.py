@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import cast
 
 from exporter import targets as folder
 from exporter.contract import Target, TargetFile
 from runtimes.errors import Missing, WrongCall, did_you_mean
-from runtimes.registry import plugins
+from runtimes.registry import load_plugin, plugins
 
 
 @cache
 def _files() -> dict[str, TargetFile]:
-    modules = [importlib.import_module(f"{folder.__name__}.{name}") for name in plugins(folder)]
-    files = [cast(TargetFile, module) for module in modules if hasattr(module, "TARGETS")]
-    return {target.name: file for file in files for target in file.TARGETS}
+    files: dict[str, TargetFile] = {}
+    for name in plugins(folder):
+        module = load_plugin(folder, name, "TARGETS")
+        for target in module.TARGETS:
+            if target.name in files:
+                other = cast(ModuleType, files[target.name])
+                raise TypeError(f"{other.__file__} and {module.__file__} both have a target {target.name!r}")
+            files[target.name] = cast(TargetFile, module)
+    return files
 
 
 def targets() -> dict[str, Target]:

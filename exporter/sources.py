@@ -11,6 +11,7 @@ from exporter import bundled
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from runtimes import manifest
 from runtimes.errors import BadCheckpoint, Missing
+from runtimes.files import write_text_atomically
 
 
 def index() -> Path:
@@ -26,11 +27,9 @@ def remember(checkpoint: Checkpoint) -> None:
     if known.get(digest) == place:
         return
     path = index()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({**known, digest: place}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text_atomically(path, json.dumps({**known, digest: place}, indent=1) + "\n")
     except OSError:
         return
 

@@ -22,8 +22,6 @@ from runtimes.errors import Missing, WrongCall, did_you_mean
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES = (".pth", ".safetensors")
 
-UNOFFICIAL = ("head.bias", "att.output.bias")  # optional tensors that official checkpoints do not have
-
 
 class Size(NamedTuple):
     """Depth, width and vocabulary of a model."""
@@ -101,7 +99,7 @@ def _layout(version: str, *, layers: int, width: int, head_size: int, vocab: int
     _check(width % head_size == 0, f"width {width} is not a multiple of the head size {head_size}")
     dimensions = file.dimensions(version, layers=layers, width=width, head_size=head_size, vocab=vocab)
     layout = file.layout(version, dimensions)
-    return {name: entry for name, entry in layout.items() if not (entry.optional and name.endswith(UNOFFICIAL))}
+    return {name: entry for name, entry in layout.items() if entry.official}
 
 
 def _check(condition: bool, message: str, hint: str | None = None) -> None:

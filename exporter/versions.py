@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Collection, Mapping
 from typing import cast
@@ -31,9 +30,9 @@ IMPOSSIBLE = (
 
 
 def by_version() -> dict[str, Version]:
-    """Version string -> the file of exporter/models that covers it."""
-    modules = [importlib.import_module(f"{models.__name__}.{name}") for name in registry.plugins(models)]
-    files = [cast(Version, module) for module in modules if hasattr(module, "VERSIONS")]
+    """Version string -> the file that covers it: exporter/models/v*.py; the folder's other files are shared parts."""
+    names = [name for name in registry.plugins(models) if re.match(r"v\d", name)]
+    files = [cast(Version, registry.load_plugin(models, name, "VERSIONS")) for name in names]
     return {version: file for file in files for version in file.VERSIONS}
 
 

@@ -24,13 +24,19 @@ def open_session(artifact: str | Path, on: str | None = None) -> Session:
 def open_on(artifact: Artifact, place: str) -> Session:
     """The second half of open_session: an artifact that is verified already, opened on `place`."""
     runtime, device = registry.require(place)
-    graphs = artifact.manifest.graphs
-    if not any(graph.file.endswith(runtime.READS) for graph in graphs):
-        raise WrongCall(
-            f"{place} reads {' '.join(runtime.READS)} graphs; {artifact.folder.name} holds {graphs[0].file}",
-            hint=f"this artifact runs on {artifact.manifest.target.runtime}",
-        )
+    check_reads(artifact, place)
     return runtime.open_session(artifact, device)
 
 
-__all__ = ["open_on", "open_session"]
+def check_reads(artifact: Artifact, place: str) -> None:
+    """Raise WrongCall where the runtime of `place` opens no such graphs, whether it can run on this machine or not."""
+    name, _ = registry.parse(place)
+    reads, graphs = registry.load(name).READS, artifact.manifest.graphs
+    if not any(graph.file.endswith(reads) for graph in graphs):
+        raise WrongCall(
+            f"{place} reads {' '.join(reads)} graphs; {artifact.folder.name} holds {graphs[0].file}",
+            hint=f"this artifact runs on {artifact.manifest.target.runtime}",
+        )
+
+
+__all__ = ["check_reads", "open_on", "open_session"]

@@ -153,6 +153,16 @@ def write(manifest: Manifest, folder: Path) -> None:
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
+def find(path: Path) -> list[Path]:
+    """`path` if it is an artifact folder, else the artifact folders directly in it; raises BadArtifact for neither."""
+    if (path / FILE_NAME).is_file() or not path.is_dir():
+        return [path]
+    found = sorted(folder for folder in path.iterdir() if (folder / FILE_NAME).is_file() and folder.name[0] != ".")
+    if not found:
+        raise BadArtifact(f"{path} is not an artifact and holds none", hint="make one with `rwkv-export export`")
+    return found
+
+
 def read(folder: Path) -> Manifest:
     """Parse and check `folder`/manifest.json without touching the other files; raises BadArtifact."""
     path = folder / FILE_NAME

@@ -17,6 +17,15 @@ def plugins(package: ModuleType) -> tuple[str, ...]:
     return tuple(sorted(item.name for item in pkgutil.iter_modules(package.__path__) if item.name[0] != "_"))
 
 
+def load_plugin(package: ModuleType, name: str, *required: str) -> ModuleType:
+    """One module of a package folder; raises TypeError naming the file where it lacks what its Protocol requires."""
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    for attribute in required:
+        if not hasattr(module, attribute):
+            raise TypeError(f"{module.__file__} has no {attribute}, which every plug-in of {package.__name__} has")
+    return module
+
+
 def names() -> tuple[str, ...]:
     """The runtimes there are: the files of runtimes/backends."""
     return plugins(backends)
@@ -26,7 +35,7 @@ def load(name: str) -> Runtime:
     """The runtime called `name`; raises WrongCall with a suggestion."""
     if name not in names():
         raise WrongCall(f"unknown runtime {name!r}", hint=did_you_mean(name, names()))
-    return cast(Runtime, importlib.import_module(f"{backends.__name__}.{name}"))
+    return cast(Runtime, load_plugin(backends, name, "READS", "DEVICES"))
 
 
 def parse(place: str) -> tuple[str, str]:

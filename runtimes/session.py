@@ -71,7 +71,7 @@ class ExplicitSession:
         return {spec.name: np.array(array) for spec, array in zip(self._specs, self._tensors(state), strict=True)}
 
     def write_state(self, arrays: Mapping[str, Array]) -> State:
-        """A state from named tensors; names and shapes must be exactly the artifact's."""
+        """A state from copies of named tensors; names and shapes must be exactly the artifact's."""
         names = {spec.name for spec in self._specs}
         if set(arrays) != names:
             odd = sorted(names.symmetric_difference(arrays))
@@ -79,7 +79,7 @@ class ExplicitSession:
         for spec in self._specs:
             if arrays[spec.name].shape != spec.shape:
                 raise WrongCall(f"{spec.name} has shape {arrays[spec.name].shape}, expected {spec.shape}")
-        return cast(State, tuple(np.ascontiguousarray(arrays[spec.name], spec.dtype) for spec in self._specs))
+        return cast(State, tuple(np.array(arrays[spec.name], spec.dtype, order="C") for spec in self._specs))
 
     def placement(self) -> Placement:
         """Where the graphs run."""
@@ -91,7 +91,7 @@ class ExplicitSession:
 
     def _call(self, size: int, tokens: Sequence[int], state: State) -> Step:
         for token in tokens:
-            if not 0 <= token < self._vocab:
+            if not isinstance(token, int | np.integer) or not 0 <= token < self._vocab:
                 raise WrongCall(f"token {token} is outside the vocabulary of {self._vocab}")
         ids = np.asarray(tokens, np.int64)
         before = time.perf_counter()

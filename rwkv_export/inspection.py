@@ -94,7 +94,8 @@ def _checkpoint_lines(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{model.parameters:,}"
     yield "vocabulary", f"{model.vocab:,} (tokenizer: {facts.tokenizer})"
     yield "ln_x eps", f"{model.ln_x_eps:g}"
-    yield "state", f"{len(facts.state)} tensors, {facts.state_bytes:,} bytes in float32"
+    types = ", ".join(sorted({tensor.dtype for tensor in facts.state}))
+    yield "state", f"{len(facts.state)} tensors, {facts.state_bytes:,} bytes in {types}"
     for tensor in facts.state[: len(facts.state) // model.layers]:
         yield "", f"{tensor.name} {tensor.shape} {'/'.join(tensor.axes)}"
     if facts.tuned:

@@ -54,7 +54,9 @@ def talking(quiet: bool) -> Iterator[Talk]:
     """A progress callback: bars on a terminal, one line a task elsewhere, nothing when quiet."""
     console = stderr()
     if quiet:
-        yield _silent
+        from exporter.progress import silent
+
+        yield silent
     elif not console.is_terminal:
         yield _line_a_task
     else:
@@ -79,16 +81,7 @@ class _Bars:
 @contextmanager
 def _line_a_task(text: str, total: int | None = None) -> Iterator[Advance]:
     print(text, file=sys.stderr, flush=True)
-    yield _ignore
-
-
-@contextmanager
-def _silent(text: str, total: int | None = None) -> Iterator[Advance]:
-    yield _ignore
-
-
-def _ignore(amount: int) -> None:
-    del amount
+    yield lambda amount: None
 
 
 def _console(stream: TextIO) -> Console:

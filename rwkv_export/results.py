@@ -14,6 +14,7 @@ def deliver(
     results: Results, *, json: Path | None = None, junit: Path | None = None, markdown: Path | None = None
 ) -> int:
     """Print the tables, write the files that are named; returns the process's exit code."""
+    from runtimes.files import write_text_atomically
     from rwkv_export import tables
     from validation import exit_code, outcome
     from validation.reports import junit as junit_report
@@ -23,22 +24,16 @@ def deliver(
     if json:
         outcome.write(results, json)
     if junit:
-        write_text(junit, junit_report.render(results))
+        write_text_atomically(junit, junit_report.render(results))
     if markdown:
-        write_text(markdown, markdown_report.render(results))
+        write_text_atomically(markdown, markdown_report.render(results))
     return exit_code(results)
 
 
 def write_page(files: Sequence[Path], out: Path) -> None:
     """Read results files and write the HTML page about all of them."""
+    from runtimes.files import write_text_atomically
     from validation import outcome
     from validation.reports import html
 
-    write_text(out, html.render([outcome.read(file) for file in files]))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, atomically."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text_atomically(out, html.render([outcome.read(file) for file in files]))

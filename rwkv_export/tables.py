@@ -1,4 +1,4 @@
-"""Surveys and results as tables for people; numbers are rounded here and nowhere else."""
+"""Surveys, results and changes as tables and sentences for people on stdout; it computes and judges nothing."""
 
 from __future__ import annotations
 
@@ -98,10 +98,8 @@ def _decode(samples: Samples | None) -> list[str]:
 
 
 def _rate(samples: Samples | None) -> str:
-    """Tokens a second, by the median sample; decode samples are of one token each."""
-    if samples is None or not samples.median_ms:
-        return ""
-    return f"{samples.tokens / samples.median_ms * 1e3:.0f}"
+    speed = samples.tokens_per_second if samples else None
+    return "" if speed is None else f"{speed:.0f}"
 
 
 def _who(identity: Identity) -> tuple[str, str]:

@@ -81,15 +81,21 @@ class Oracle:
             torch.save(dict(sorted(weights.items(), key=_telling_first)), Path(folder) / "model.pth")
             self._model: Any = module.RWKV(str(Path(folder) / "model"), "cpu fp32")
 
-    def trace(self, tokens: Sequence[int]) -> Trace:
-        """Feed `tokens` one by one from the initial state."""
-        state, logits, states = None, [], []
+    def trace(self, tokens: Sequence[int], start: Mapping[str, torch.Tensor] | None = None) -> Trace:
+        """Feed `tokens` one by one from the initial state, with the tensors of `start` (no batch axis) in it."""
+        state, logits, states = self._start(start) if start else None, [], []
         for token in tokens:
             out, state = self._model.forward([token], state)
             logits.append(out.numpy().copy())
             states.append([tensor.numpy()[None].copy() for tensor in state])
         columns = zip(self._names, zip(*states, strict=True), strict=True)
         return Trace(np.stack(logits), {name: np.stack(column) for name, column in columns})
+
+    def _start(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Zeros where nothing is given; version 7 only, the others take `time_state` from their checkpoint."""
+        zeros = dict(zip(self._names, self._model.generate_zero_state(), strict=True))
+        assert all(zeros[name].shape == tensor.shape for name, tensor in tensors.items())
+        return [tensors.get(name, zero).clone() for name, zero in zeros.items()]
 
 
 @functools.cache

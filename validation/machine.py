@@ -39,7 +39,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 def describe() -> Machine:
     """This machine and the Python that runs."""
     return Machine(
-        system=platform.platform(),
+        system=f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         cpu=_cpu(),
         cores=_cores(),
         memory_bytes=psutil.virtual_memory().total,

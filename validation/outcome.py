@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtimes.contract import Placement
 from runtimes.errors import WrongCall
+from runtimes.files import write_text_atomically
 from runtimes.schema import SchemaError, from_plain, to_plain
 
 SCHEMA = 1
@@ -126,7 +127,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw wall times in seconds with their summary in milliseconds; mad is the median absolute deviation."""
+    """Raw wall times in seconds with their summary in milliseconds; mad is the median absolute deviation.
+
+    tokens: of one sample
+    """
 
     seconds: tuple[float, ...]
     median_ms: float
@@ -135,6 +139,11 @@ class Samples:
     mad_ms: float
     min_ms: float
     tokens: int
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of the median sample; None where there is no median."""
+        return 1000 * self.tokens / self.median_ms if self.median_ms > 0 else None
 
 
 @dataclass(frozen=True)
@@ -187,9 +196,7 @@ class Results:
 
 def write(results: Results, path: Path) -> None:
     """Write results as JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(to_plain(results), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text_atomically(path, json.dumps(to_plain(results), indent=1) + "\n")
 
 
 def read(path: Path) -> Results:

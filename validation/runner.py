@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import runtimes
 from exporter.progress import Progress, silent
 from runtimes import manifest, registry
+from runtimes.contract import Artifact
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 from validation import diagnosis, judge, machine, outcome
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
@@ -71,8 +72,8 @@ def validate(
     reference:  opens a checkpoint as the session whose numbers are right
 
     Returns one parity row for each artifact and place: MISSING where this machine lacks something, ERROR where
-    something raised. Raises BadArtifact for a folder without a readable manifest, WrongCall for an unknown place or
-    too few steps.
+    something raised. Raises BadArtifact for a folder without a readable manifest; WrongCall for too few steps, and for
+    a place in `on` that is unknown or cannot read one of the artifacts.
     """
     require_steps(steps)
     locate = partial(same_checkpoint, checkpoint) if checkpoint else find
@@ -120,6 +121,8 @@ def _cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
     cases = []
     for folder in map(Path, artifacts):
         document = manifest.read(folder)
+        for place in places:
+            runtimes.check_reads(Artifact(folder, document), place)
         made_for = f"{document.target.runtime}:{document.target.device}"
         cases += [Case(folder, document, place) for place in places or [made_for]]
     return cases

@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Stored]:
 
 def _stored(tensor: Tensor) -> Stored:
     tensor = tensor.detach()
-    return Stored(tensor.to("meta"), lambda: tensor)
+    return Stored(lambda: tensor)
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from exporter.formats.sniff import DOWNLOAD_AGAIN
@@ -26,9 +25,7 @@ def read(path: Path) -> dict[str, Stored]:
 
 
 def _stored(path: Path, file: Any, name: str) -> Stored:
-    lazy = file.get_slice(name)
-    dtype = lazy.get_dtype()
+    dtype = file.get_slice(name).get_dtype()
     if dtype not in FLOATS:
         raise not_a_weight(path, name, dtype)
-    meta = torch.empty(lazy.get_shape(), dtype=FLOATS[dtype], device="meta")
-    return Stored(meta, lambda: file.get_tensor(name))
+    return Stored(lambda: file.get_tensor(name))

@@ -1,4 +1,4 @@
-"""One tensor on disk: what it is without its data, and how to map the data; holds no data itself."""
+"""One tensor on disk: how to map its data, and the types it may have; holds no data itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 class Stored:
     """A tensor that is read when asked for.
 
-    meta: the tensor on the meta device: shape and dtype
     read: maps the data; the result is a view of the file and must not be written to
     """
 
-    meta: Tensor
     read: Callable[[], Tensor]
 
     def through(self, fn: Callable[[Tensor], Tensor]) -> Stored:
         """The tensor `fn` makes of this one, `fn` being a change of view."""
-        return Stored(fn(self.meta), lambda: fn(self.read()))
+        return Stored(lambda: fn(self.read()))
 
 
 def not_a_weight(path: Path, name: str, dtype: object) -> BadCheckpoint:

@@ -54,7 +54,7 @@ def common(d: Dimensions) -> dict[str, Entry]:
         "ln_out.weight": Entry((d.width,), full(1.0)),
         "ln_out.bias": Entry((d.width,), full(0.0)),
         "head.weight": Entry((d.vocab, d.width), linear(d.width)),
-        "head.bias": Entry((d.vocab,), full(0.0), optional=True),
+        "head.bias": Entry((d.vocab,), full(0.0), optional=True, official=False),
     }
     for i in range(d.layers):
         for norm in ("ln1", "ln2"):
@@ -67,7 +67,7 @@ def square(d: Dimensions, *names: str, gain: float = 1.0) -> dict[str, Entry]:
     """Weights (C, C) of the linears `names`; "output" may have a bias."""
     entries = {f"{name}.weight": Entry((d.width, d.width), linear(d.width, gain)) for name in names}
     if "output" in names:
-        entries["output.bias"] = Entry((d.width,), full(0.0), optional=True)
+        entries["output.bias"] = Entry((d.width,), full(0.0), optional=True, official=False)
     return entries
 
 

@@ -89,6 +89,7 @@ def save_with_data(model: ir.Model, path: Path, data: str, progress: Progress) -
         external_data.unload_from_model(
             model, path.parent, data, size_threshold_bytes=SMALL, callback=wrote, alignment=PAGE
         )
+    _read_rest(model)
     onnx.save(ir.to_proto(model), path)
     values = {name: initializer.const_value for name, initializer in model.graph.initializers.items()}
     return {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
@@ -99,4 +100,12 @@ def save_sharing(model: ir.Model, path: Path, weights: Mapping[str, ir.ExternalT
     for name, initializer in model.graph.initializers.items():
         if name in weights:
             initializer.const_value = weights[name]
+    _read_rest(model)
     onnx.save(ir.to_proto(model), path)
+
+
+def _read_rest(model: ir.Model) -> None:
+    """Read what stays inside the .onnx file: onnx_ir would wrap what the checkpoint raises in exceptions of its own."""
+    for name, initializer in model.graph.initializers.items():
+        if isinstance(initializer.const_value, ir.LazyTensor):
+            initializer.const_value = ir.Tensor(initializer.const_value.numpy(), name=name)

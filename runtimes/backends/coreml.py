@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from runtimes.contract import Array, Artifact, Placement, Session
+from runtimes.errors import BadArtifact
 from runtimes.manifest import Graph, Manifest
 from runtimes.session import Run, Tensors, explicit_session
 
@@ -33,37 +35,53 @@ def missing(device: str) -> str | None:
 
 
 def open_session(artifact: Artifact, device: str) -> Session:
-    """Compile and load every function of the package for `device`."""
+    """Compile and load every function of the package for `device`; raises BadArtifact where Core ML refuses one."""
     import coremltools as ct
 
     manifest, units = artifact.manifest, getattr(ct.ComputeUnit, UNITS[device])
-    runs, models = {}, []
-    for graph in manifest.graphs:
-        path = str(artifact.folder / graph.file)
-        model = ct.models.MLModel(path, compute_units=units, function_name=graph.function)
-        models.append(model)
-        held = any(tensor.input == tensor.output for tensor in manifest.state)
-        runs[graph.tokens] = (_stateful if held else _explicit)(model, graph, manifest)
-    return explicit_session(artifact, runs, lambda: _placement(models[0], units, device))
+    held = any(tensor.input == tensor.output for tensor in manifest.state)
+    models = {graph.tokens: _load(artifact, graph, units) for graph in manifest.graphs}
+    runs = {
+        graph.tokens: (_stateful if held else _explicit)(models[graph.tokens], graph, manifest)
+        for graph in manifest.graphs
+    }
+    return explicit_session(artifact, runs, lambda: _placement(models[1], units, device))
+
+
+def _load(artifact: Artifact, graph: Graph, units: Any) -> Any:
+    import coremltools as ct
+
+    path = artifact.folder / graph.file
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "You will not be able to run predict", RuntimeWarning)
+            model = ct.models.MLModel(str(path), compute_units=units, function_name=graph.function)
+        model.get_compiled_model_path()  # raises where the constructor was content with a model that cannot run
+    except Exception as error:  # coremltools raises RuntimeError, ValueError, protobuf's own and plain Exception
+        raise BadArtifact(f"Core ML cannot load {path}: {error}", hint="export again") from error
+    return model
 
 
 def _explicit(model: Any, graph: Graph, manifest: Manifest) -> Run:
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
         feed = {tensor.input: array for tensor, array in zip(manifest.state, state, strict=True)}
-        out = model.predict({graph.input: tokens.astype(np.int32), **feed})
+        out = model.predict({graph.input: tokens.astype(graph.input_dtype), **feed})
         return out[graph.output], tuple(out[tensor.output].astype(tensor.dtype) for tensor in manifest.state)
 
     return run
 
 
 def _stateful(model: Any, graph: Graph, manifest: Manifest) -> Run:
-    """MLState is written before and read after each call, so that the session stays pure."""
+    """MLState is written before and read after each call, so that the session stays pure.
+
+    Both copies count as time of the step, which an app that keeps its MLState does not spend.
+    """
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
         held = model.make_state()
         for tensor, array in zip(manifest.state, state, strict=True):
             held.write_state(tensor.input, array.astype(np.float32))
-        out = model.predict({graph.input: tokens.astype(np.int32)}, state=held)
+        out = model.predict({graph.input: tokens.astype(graph.input_dtype)}, state=held)
         new = tuple(np.asarray(held.read_state(tensor.output), tensor.dtype) for tensor in manifest.state)
         return out[graph.output], new
 
@@ -71,15 +89,14 @@ def _stateful(model: Any, graph: Graph, manifest: Manifest) -> Run:
 
 
 def _placement(model: Any, units: Any, device: str) -> Placement:
-    """Operations per preferred device, from the compute plan; observed is the device most of them prefer."""
+    """The step's operations per preferred device, from the compute plan; observed is what most of them prefer."""
     from coremltools.models.compute_plan import MLComputePlan
 
     plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
     nodes: Counter[str] = Counter()
-    for function in plan.model_structure.program.functions.values():
-        for operation in function.block.operations:
-            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-            if usage is not None:
-                nodes[PREFERRED[type(usage.preferred_compute_device).__name__]] += 1
+    for operation in plan.model_structure.program.functions[model.function_name or "main"].block.operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+        if usage is not None:
+            nodes[PREFERRED[type(usage.preferred_compute_device).__name__]] += 1
     observed = nodes.most_common(1)[0][0] if nodes else "unknown"
     return Placement(f"coreml:{device}", f"coreml:{observed}", dict(nodes))

@@ -27,11 +27,10 @@ def missing(device: str) -> str | None:
 
 def open_session(artifact: Artifact, device: str) -> Session:
     """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one."""
-    graphs = artifact.manifest.graphs
-    loaded = {graph.tokens: _load(artifact, graph) for graph in graphs}
+    loaded = {graph.tokens: _load(artifact, graph) for graph in artifact.manifest.graphs}
     runs = {tokens: _runner(method) for tokens, (_, method) in loaded.items()}
     # A method is only valid while its program is: `loaded` lives until the session is closed.
-    return explicit_session(artifact, runs, lambda: _placement(artifact, graphs[0], device), loaded.clear)
+    return explicit_session(artifact, runs, lambda: _placement(artifact, device), loaded.clear)
 
 
 def _load(artifact: Artifact, graph: Graph) -> tuple[Any, Any]:
@@ -73,10 +72,14 @@ def _runner(method: Any) -> Run:
     return run
 
 
-def _placement(artifact: Artifact, graph: Graph, device: str) -> Placement:
-    """Calls of the step, read from the program: those a delegate takes, and operators that stay outside by name."""
+def _placement(artifact: Artifact, device: str) -> Placement:
+    """Calls of the step, read from the program: those a delegate takes, and operators that stay outside by name.
+
+    Delegates for processors run where the portable kernels do, so that `nodes` alone tells them apart.
+    """
     from executorch.exir._serialize._program import deserialize_pte_binary
 
+    graph = next(graph for graph in artifact.manifest.graphs if graph.tokens == 1)
     program = deserialize_pte_binary((artifact.folder / graph.file).read_bytes()).program
     plan = next(plan for plan in program.execution_plan if plan.name == (graph.function or "forward"))
     nodes: Counter[str] = Counter()

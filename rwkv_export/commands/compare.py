@@ -30,7 +30,10 @@ def compare(
     from rwkv_export import output, tables
     from validation import comparison, outcome
 
-    found = comparison.compare(outcome.read(old), outcome.read(new), slower=slower, alpha=alpha)
+    before, after = outcome.read(old), outcome.read(new)
+    found = comparison.compare(before, after, slower=slower, alpha=alpha)
+    for changed in comparison.machine_changes(before.machine, after.machine):
+        output.remark(f"not the same machine or packages: {changed}", quiet=quiet)
     if json:
         output.print_json(found)
     else:

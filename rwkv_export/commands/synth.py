@@ -9,8 +9,8 @@ import typer
 
 from rwkv_export.options import Json, Quiet, Seed, output_file
 
-Version = Annotated[str, typer.Option(metavar="VERSION", help="4, 5.0, 5.1, 5.2, 6, 7 or 7a.")]
-Size = Annotated[str, typer.Option(metavar="SIZE", help="tiny, 0.1b, 0.4b, 1.5b, 2.9b or 7b.")]
+Version = Annotated[str, typer.Option(metavar="VERSION", help="Such as 5.2 or 7a; a wrong one is answered with all.")]
+Size = Annotated[str, typer.Option(metavar="SIZE", help="Such as tiny or 0.1b; a wrong one is answered with all.")]
 Layers = Annotated[int | None, typer.Option(help="Depth.", show_default="of the size")]
 Width = Annotated[int | None, typer.Option(help="Width, a multiple of the head size.", show_default="of the size")]
 HeadSize = Annotated[int | None, typer.Option(help="Width of a head, 64 if not given.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -47,6 +48,16 @@ def test_compare_of_equal_results_is_0(cli: Cli, saved: Save) -> None:
     said = cli("compare", path, path)
     assert said.code == 0
     assert said.out.startswith("0 changed, ")
+
+
+def test_compare_says_on_stderr_what_else_changed(cli: Cli, saved: Save, tmp_path: Path) -> None:
+    old = saved("old.json", latency("tiny", 1.0))
+    found = outcome.read(old)
+    outcome.write(replace(found, machine=replace(found.machine, packages={"torch": "2.14.0"})), tmp_path / "new.json")
+    said = cli("compare", old, tmp_path / "new.json")
+    assert said.err == "not the same machine or packages: torch: absent, now 2.14.0\n"
+    assert cli("compare", old, tmp_path / "new.json", "--quiet").err == ""
+    assert cli("compare", old, old).err == ""
 
 
 def test_compare_in_json_is_every_change(cli: Cli, saved: Save) -> None:

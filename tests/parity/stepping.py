@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 
+from exporter import versions
 from exporter.contract import ModelSpec, Spelling
-from exporter.models import v4, v5, v6, v7, v7a
 from exporter.models.parameters import materialise
 from tests.oracle import Trace
-
-FILES: dict[str, ModuleType] = {version: file for file in (v4, v5, v6, v7, v7a) for version in file.VERSIONS}
 
 
 class StepModule:
@@ -28,7 +24,7 @@ class StepModule:
         spelling: Spelling | None = None,
         ln_x_eps: float = 64e-5,
     ) -> None:
-        file: Any = FILES[version]
+        file = versions.load(version)
         self.spec: ModelSpec = file.spec(version, weights, ln_x_eps)
         self.module: torch.nn.Module = file.build(self.spec, weights, spelling or Spelling())
         for _ in materialise(self.module):

@@ -55,7 +55,7 @@ def artifact(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "small.fake.fp32")
 
 
-def write_artifact(folder: Path, *, sizes: tuple[int, ...] = (1, 4), **target: str) -> Path:
+def write_artifact(folder: Path, *, sizes: tuple[int, ...] = (1, 4), graph: str = "graph.fake", **target: str) -> Path:
     folder.mkdir()
     for name, length in (("graph.fake", 100), ("graph.data", 1000), ("README.md", 7), ("tuned.npz", 0)):
         (folder / name).write_bytes(bytes(length))
@@ -67,7 +67,7 @@ def write_artifact(folder: Path, *, sizes: tuple[int, ...] = (1, 4), **target: s
         source=CHECKPOINT,
         target=manifest.Target(**made_for),
         precision=manifest.Precision("fp32", "fp32"),
-        graphs=tuple(manifest.Graph(size, "graph.fake", "tokens", "int64", "logits") for size in sizes),
+        graphs=tuple(manifest.Graph(size, graph, "tokens", "int64", "logits") for size in sizes),
         state=tuple(StateTensor(s.name, s.shape, s.dtype, s.axes, s.fill, s.name, s.name) for s in specs("float32")),
         tokenizer=manifest.Tokenizer("none"),
         files=manifest.list_files(folder),
@@ -193,10 +193,12 @@ def test_altered_artifact_is_an_error_row_and_a_folder_without_manifest_is_refus
 
 
 def test_calls_that_cannot_be_meant_are_refused_before_anything_runs(runtime: Runtime, artifact: Path) -> None:
-    reference = Reference()
+    reference, other = Reference(), write_artifact(artifact.with_name("other"), graph="graph.data")
     for wrong in (
         lambda: validate([], find=found, reference=reference),
         lambda: validate([artifact], on=["fake:gpu"], find=found, reference=reference),
+        lambda: validate([artifact, other], on=["fake"], find=found, reference=reference),
+        lambda: measure([artifact, other], on=["fake:npu"]),
         lambda: validate([artifact], steps=2, find=found, reference=reference),
         lambda: measure([artifact], prompt=0),
         lambda: measure([artifact], tokens=0),

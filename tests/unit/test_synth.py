@@ -42,7 +42,7 @@ def test_a_checkpoint_of_every_version_is_recognised_and_complete(tmp_path, vers
 def test_every_tensor_has_the_type_asked_for(tmp_path, dtype):
     checkpoint = make(tmp_path / "a.pth", dtype=dtype)
 
-    assert {checkpoint.dtype(name) for name in checkpoint} == {DTYPES[dtype]}
+    assert {tensor.dtype for tensor in checkpoint.values()} == {DTYPES[dtype]}
 
 
 def test_equal_arguments_give_equal_tensors_and_another_seed_others(tmp_path):
@@ -163,5 +163,5 @@ def test_a_version_needs_only_dimensions_and_layout(tmp_path, monkeypatch):
 
     checkpoint = make(tmp_path / "a.pth", "fake", dtype="fp32")
 
-    assert checkpoint.shape("w") == (96, 17)
+    assert checkpoint["w"].shape == (96, 17)
     assert 0.4 < float(checkpoint["w"].mean()) < 0.6

@@ -111,6 +111,15 @@ def test_a_new_file_is_found_by_being_there(tmp_path, monkeypatch):
     assert set(versions.by_version()) == {*KNOWN, "9"}
 
 
+def test_a_version_file_without_versions_is_named(tmp_path, monkeypatch):
+    (tmp_path / "v9_misspelt.py").write_text('VERSION = ("9",)\n')
+    (tmp_path / "helpers_of_this_test.py").write_text("")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+
+    with pytest.raises(TypeError, match=r"v9_misspelt\.py has no VERSIONS"):
+        versions.by_version()
+
+
 def test_unknown_version_strings_get_a_suggestion():
     with pytest.raises(WrongCall, match="unknown RWKV version '5'") as caught:
         versions.load("5")

@@ -80,8 +80,7 @@ def ecdf(rows: Sequence[Row]) -> str | None:
             ordered = _quantiles(milliseconds, max(20, POINTS // len(shown)))
             heights = [index / (len(ordered) - 1 or 1) for index in range(len(ordered))]
             axes.step(ordered, heights, where="post", color=colour(row), lw=2, ls=dash(row))
-            middle = ordered[len(ordered) // 2]
-            axes.plot([middle], [0.5], "o", color=colour(row), markersize=5, clip_on=False, zorder=5)
+            axes.plot([_median(row)], [0.5], "o", color=colour(row), markersize=5, clip_on=False, zorder=5)
         span_axis(axes.xaxis, [value for _, values in shown for value in values])
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
@@ -103,7 +102,7 @@ def timeline(rows: Sequence[Row]) -> str | None:
         axes.set_xlim(0, max(2, *(len(values) for _, values in shown)) - 1)
         axes.set_xlabel("generated token")
         axes.grid(axis="x", visible=False)
-        tag_ends(axes, [(str(row.number), sorted(values)[len(values) // 2], colour(row)) for row, values in shown])
+        tag_ends(axes, [(str(row.number), _median(row), colour(row)) for row, _ in shown])
 
     return draw("timeline", f"Line chart of decode time by token index: {_medians(shown)}.", paint)
 
@@ -191,7 +190,12 @@ def _sampled(rows: Sequence[Row]) -> list[tuple[Row, list[float]]]:
 
 
 def _medians(shown: Sequence[tuple[Row, list[float]]]) -> str:
-    return ", ".join(f"row {row.number} median {sig(sorted(ms)[len(ms) // 2])} ms" for row, ms in shown)
+    return ", ".join(f"row {row.number} median {sig(_median(row))} ms" for row, _ in shown)
+
+
+def _median(row: Row) -> float:
+    """In milliseconds, as the tables say it."""
+    return row.latency.decode.median_ms if row.latency and row.latency.decode else math.nan
 
 
 def _visible(values: Sequence[float]) -> list[float]:

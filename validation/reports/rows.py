@@ -89,7 +89,7 @@ class Row:
     def tokens_per_second(self) -> float | None:
         """Decode speed from the median sample."""
         decode = self.latency.decode if self.latency else None
-        return 1000 / decode.median_ms if decode and decode.median_ms > 0 else None
+        return decode.tokens_per_second if decode else None
 
 
 def join(documents: Sequence[Results]) -> tuple[Row, ...]:

@@ -1,0 +1,20 @@
+"""Writes a text file so that it appears whole or not at all; folders are another matter."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path`; whatever goes wrong, an older file stays as it was. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

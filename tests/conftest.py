@@ -52,8 +52,10 @@ class Exports:
     ) -> Path:
         """The artifact folder of these choices."""
         import exporter
+        from exporter import registry
 
-        key = (version, target, precision, tuple((options or {}).items()), tuple(prefill))
+        complete = registry.choose_options([registry.targets()[target]], options or {})[target]
+        key = (version, target, precision, *sorted(complete.items()), *sorted(prefill))
         if key not in self._made:
             (self._made[key],) = exporter.export(
                 self.checkpoint(version),

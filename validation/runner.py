@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -66,6 +67,7 @@ def validate(
 ) -> Results:
     """Compare every artifact, in every place of `on`, with the checkpoint it was made from.
 
+    artifacts:  artifact folders, and folders that hold some
     on:         "runtime:device" places; where empty, the place each artifact was made for
     checkpoint: what to compare with, its hash checked; where None, `find` looks for it on this machine
     steps:      tokens to compare over, drawn with `seed`
@@ -119,7 +121,7 @@ def _cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
         raise WrongCall("no artifact was named", hint="name artifact folders, such as out/*")
     places = [":".join(registry.parse(place)) for place in dict.fromkeys(on or ())]
     cases = []
-    for folder in map(Path, artifacts):
+    for folder in chain.from_iterable(manifest.find(Path(path)) for path in artifacts):
         document = manifest.read(folder)
         for place in places:
             runtimes.check_reads(Artifact(folder, document), place)

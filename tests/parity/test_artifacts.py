@@ -32,6 +32,7 @@ PLACES = {
     "executorch-portable": "pte:cpu",
     "torch": "eager:cpu",
 }
+INT32, FLOAT = "tensor(int32)", "tensor(float)"  # onnxruntime's words
 TOKENS = np.random.default_rng(5).integers(0, AWKWARD["vocab"], 24).tolist()
 
 
@@ -96,45 +97,45 @@ def test_torch_archive_with_a_prefill_graph_passes(exports: Exports, version: st
     exact(folder)
 
 
-@pytest.mark.parametrize("version", ["7", "6"])
-def test_onnx_prefill_graphs_share_one_data_file(exports: Exports, version: str) -> None:
-    folder = exports(version, "onnx-cpu", prefill=(8, 3))
-    document = manifest.read(folder)
-    assert [graph.tokens for graph in document.graphs] == [1, 3, 8]
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert [name for name in sizes if name.endswith(".data")] == ["model.onnx.data"]
-    for name in ("prefill3.onnx", "prefill8.onnx"):
-        assert sizes[name] < sizes["model.onnx.data"] / 3
-        stored = [t for t in onnx.load(folder / name, load_external_data=False).graph.initializer if t.raw_data]
+@pytest.mark.parametrize(("version", "sizes"), [("7", (8, 3)), ("6", (3,))])
+def test_onnx_prefill_graphs_share_one_data_file(exports: Exports, version: str, sizes: tuple[int, ...]) -> None:
+    folder = exports(version, "onnx-cpu", prefill=sizes)
+    assert [graph.tokens for graph in manifest.read(folder).graphs] == [1, *sorted(sizes)]
+    bytes_of = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert [name for name in bytes_of if name.endswith(".data")] == ["model.onnx.data"]
+    for size in sizes:
+        name = f"prefill{size}.onnx"
+        assert bytes_of[name] < bytes_of["model.onnx.data"] / 3
+        stored = onnx.load(folder / name, load_external_data=False).graph.initializer
         assert max(len(tensor.raw_data) for tensor in stored) < 1024
     exact(folder)
 
 
-@pytest.mark.parametrize("version", ["7", "7a"])
-def test_onnx_with_halved_weights_passes_at_half_the_size(exports: Exports, version: str) -> None:
-    half, whole = exports(version, "onnx-cpu", precision="fp16"), exports(version, "onnx-cpu")
+@pytest.mark.parametrize(("version", "sizes"), [("7", (3,)), ("7a", ())])
+def test_onnx_with_halved_weights_passes_at_half_the_size(
+    exports: Exports, version: str, sizes: tuple[int, ...]
+) -> None:
+    half, whole = exports(version, "onnx-cpu", precision="fp16", prefill=sizes), exports(version, "onnx-cpu")
     row = passed(half)
     assert row.bound.name == "fp16-weights"
     assert row.free.worst > BOUND  # weights were really rounded
-    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (half, whole)]
-    assert sizes[0] < 0.6 * sizes[1]
+    bytes_of = [(folder / "model.onnx.data").stat().st_size for folder in (half, whole)]
+    assert bytes_of[0] < 0.6 * bytes_of[1]
 
 
-def test_onnx_with_halved_weights_passes_in_prefill_graphs_too(exports: Exports) -> None:
-    passed(exports("7", "onnx-cpu", precision="fp16", prefill=(3,)))
-
-
-@pytest.mark.parametrize("version", ["5.2", "7"])
-def test_rwkv_mobile_names_and_shapes_are_exactly_those_it_loads(exports: Exports, version: str) -> None:
-    folder = exports(version, "onnx-cpu", options={"names": "rwkv-mobile"}, prefill=(3,))
+@pytest.mark.parametrize(("version", "sizes"), [("5.2", ()), ("7", (2,))])
+def test_rwkv_mobile_names_and_shapes_are_exactly_those_it_loads(
+    exports: Exports, version: str, sizes: tuple[int, ...]
+) -> None:
+    folder = exports(version, "onnx-cpu", options={"names": "rwkv-mobile"}, prefill=sizes)
     width, size, vocab = AWKWARD["width"], AWKWARD["head_size"], AWKWARD["vocab"]
     shift, matrix = [1, 1, width], [1, width // size, size, size]
-    for name, tokens in (("decode.onnx", 1), ("prefill3.onnx", 3)):
+    shapes = {f"state{i}": matrix if i % 3 == 1 else shift for i in range(3 * AWKWARD["layers"])}
+    for tokens in (1, *sizes):
+        name = "decode.onnx" if tokens == 1 else f"prefill{tokens}.onnx"
         session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
-        shapes = {f"state{i}": matrix if i % 3 == 1 else shift for i in range(3 * AWKWARD["layers"])}
-        float32 = "tensor(float)"
-        taken = [("in", "tensor(int32)", [1, tokens]), *((f"{n}_in", float32, s) for n, s in shapes.items())]
-        given = [("out", float32, [1, 1, vocab]), *((f"{n}_out", float32, s) for n, s in shapes.items())]
+        taken = [("in", INT32, [1, tokens]), *((f"{state}_in", FLOAT, shape) for state, shape in shapes.items())]
+        given = [("out", FLOAT, [1, 1, vocab]), *((f"{state}_out", FLOAT, shape) for state, shape in shapes.items())]
         assert [(port.name, port.type, port.shape) for port in session.get_inputs()] == taken
         assert [(port.name, port.type, port.shape) for port in session.get_outputs()] == given
     exact(folder)
@@ -146,9 +147,9 @@ def test_rwkv_mobile_names_are_refused_for_version_4(exports: Exports, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("opset", ["20", "21", "23"])
-def test_onnx_opsets_are_as_asked_for(exports: Exports, opset: str) -> None:
-    folder = exports("7", "onnx-cpu", options={"opset": opset})
+@pytest.mark.parametrize(("version", "opset"), [("4", "20"), ("6", "21"), ("7", "23")])
+def test_onnx_opsets_are_as_asked_for(exports: Exports, version: str, opset: str) -> None:
+    folder = exports(version, "onnx-cpu", options={"opset": opset})
     model = onnx.load(folder / "decode.onnx", load_external_data=False)
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == int(opset)
     exact(folder)

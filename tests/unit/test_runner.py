@@ -188,8 +188,9 @@ def test_altered_artifact_is_an_error_row_and_a_folder_without_manifest_is_refus
     row = only(validate([artifact], steps=4, find=found, reference=Reference()))
     assert row.outcome is Outcome.ERROR
     assert "does not match its SHA-256" in row.reasons[0]
-    with pytest.raises(BadArtifact, match=r"has no manifest\.json"):
-        validate([artifact, tmp_path], steps=4, find=found, reference=Reference())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadArtifact, match="is not an artifact"):
+        validate([artifact, tmp_path / "empty"], steps=4, find=found, reference=Reference())
 
 
 def test_calls_that_cannot_be_meant_are_refused_before_anything_runs(runtime: Runtime, artifact: Path) -> None:
@@ -288,3 +289,15 @@ def test_weights_are_every_file_but_words(artifact: Path) -> None:
     document = manifest.read(artifact)
     assert weight_bytes(document) == 1100
     assert weight_bytes(dataclasses.replace(document, tokenizer=manifest.Tokenizer("world", "graph.data"))) == 100
+
+
+def test_a_folder_of_artifacts_stands_for_all_of_them(runtime: Runtime, artifact: Path) -> None:
+    write_artifact(artifact.parent / "other", sizes=(1,))
+    (artifact.parent / ".other.99.part").mkdir()
+    results = validate([artifact.parent], steps=8, find=found, reference=Reference())
+    assert [row.identity.artifact for row in results.parity] == sorted([artifact.name, "other"])
+
+
+def test_a_folder_without_artifacts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadArtifact, match="is not an artifact and holds none"):
+        validate([tmp_path], steps=8)

@@ -44,14 +44,15 @@ def test_inspect_shows_a_checkpoint(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "random.pth"
     assert cli("synth", "--version", "6", "--layers", "3", "--width", "64", "--vocab", "65536", "-o", path).code == 0
     facts = json.loads(cli("inspect", path, "--json", "-q").out)
-    assert (facts["version"], facts["layers"], facts["width"], facts["tokenizer"]) == ("6", 3, 64, "world")
+    model = facts["model"]
+    assert (model["version"], model["layers"], model["width"], facts["tokenizer"]) == ("6", 3, 64, "world")
     assert facts["state_bytes"] == 3 * (64 + 64 + 64 * 64) * 4  # two token shifts and one head of 64 x 64, float32
     assert "RWKV-6, 3 layers, width 64, 1 heads of 64" in cli("inspect", path).out
 
 
 def test_synth_and_fetch_tell_in_json_what_they_wrote(cli: Cli, tmp_path: Path) -> None:
     (facts,) = json.loads(cli("synth", "-o", tmp_path / "x.pth", "--json").out)
-    assert (facts["path"], facts["version"]) == (str(tmp_path / "x.pth"), "7")
+    assert (facts["path"], facts["model"]["version"]) == (str(tmp_path / "x.pth"), "7")
 
 
 def test_validate_passes_and_writes_what_is_asked_for(cli: Cli, artifact: Path, tmp_path: Path) -> None:
@@ -63,10 +64,18 @@ def test_validate_passes_and_writes_what_is_asked_for(cli: Cli, artifact: Path, 
     assert 'failures="0"' in (tmp_path / "r.xml").read_text(encoding="utf-8")
 
 
-def test_validate_in_a_place_that_is_not_here_is_3(cli: Cli, artifact: Path) -> None:
-    said = cli("validate", artifact, "--on", "coreml:ane", "-q")
+def test_validate_in_a_place_that_is_not_here_is_3(cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.backends.ort.missing", lambda device: "this machine has no such thing")
+    said = cli("validate", artifact, "-q")
     assert said.code == 3
     assert "missing" in said.out
+    assert "this machine has no such thing" in said.out
+
+
+def test_validate_in_a_place_that_cannot_read_the_artifact_is_2(cli: Cli, artifact: Path) -> None:
+    said = cli("validate", artifact, "--on", "coreml:ane", "-q")
+    assert said.code == 2
+    assert ".mlpackage" in said.err
 
 
 def test_an_altered_artifact_does_not_pass(cli: Cli, artifact: Path, tmp_path: Path) -> None:

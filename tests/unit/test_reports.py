@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -281,6 +282,17 @@ def test_charts_are_named_unique_and_follow_the_theme(every_outcome: Results) ->
     drawn = " ".join(re.findall(r"<figure>.*?</figure>", text, re.DOTALL))
     assert not re.findall(r"(?:stroke|fill): #", drawn)
     assert "var(--c1)" in drawn
+
+
+def test_pictures_say_the_median_of_the_tables() -> None:
+    seconds = (0.001, 0.002, 0.004, 0.008)
+    row = timed("even", decode=replace(samples(), seconds=seconds, median_ms=statistics.median(seconds) * 1000))
+    page = Page(html.render([Results(outcome.SCHEMA, MACHINE, (), (row,))]))
+    said = [
+        attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes
+    ]
+    assert [label for label in said if "row 1 median 3 ms" in label] == said
+    assert len(said) == 2
 
 
 def test_one_row_has_no_speed_against_accuracy_picture() -> None:

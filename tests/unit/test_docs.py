@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 import typing
 from collections.abc import Iterator
@@ -172,3 +173,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def test_the_matrix_of_the_readme_is_that_of_a_recorded_run() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    source, shown = re.search(r"<!-- matrix: (\S+) -->\n(.*?)\n<!-- end of matrix -->", readme, re.DOTALL).groups()
+    script = [sys.executable, ROOT / "benchmarks" / "matrix.py", ROOT / source]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
+    assert shown == printed
+    assert printed.count("\n") >= 4

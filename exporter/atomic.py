@@ -56,7 +56,11 @@ def _take_place(temporary: Path, destination: Path) -> None:
         if not _exchange(temporary, destination):
             older = temporary.with_suffix(".older")
             destination.rename(older)
-            temporary.rename(destination)
+            try:
+                temporary.rename(destination)
+            except BaseException:
+                older.rename(destination)
+                raise
             shutil.rmtree(older, ignore_errors=True)
 
 

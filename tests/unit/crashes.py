@@ -1,4 +1,4 @@
-"""Kills a write at chosen moments, each in a forked child, and prints as JSON what that left; test_atomic.py runs it.
+"""Ends a write at chosen moments, each in a forked child, and prints as JSON what that left; test_atomic.py runs it.
 
 A moment is an audit event of Python (a file opened, a folder made, renamed or removed, a C function looked up) since
 the write first touched the folder it writes to.
@@ -7,6 +7,7 @@ the write first touched the folder it writes to.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,8 +52,12 @@ def contents(folder: Path) -> dict[str, str] | None:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def forked(work: Work, place: str, end: int | None) -> int:
-    """Run `work` in a child that kills itself at moment `end`; returns how many moments there were, -1 if killed."""
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def forked(work: Work, place: str, end: int | None, number: signal.Signals = signal.SIGKILL) -> int:
+    """Run `work` in a child that signals itself at moment `end`; returns how many moments there were, -1 if it died."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -64,18 +70,28 @@ def forked(work: Work, place: str, end: int | None) -> int:
             ):
                 moments += 1
             if moments == end:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
         sys.addaudithook(hook)
-        work()
-        os.write(write, str(moments).encode())
+        with contextlib.suppress(KeyboardInterrupt):
+            run(work)
+            os.write(write, str(moments).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as said:
         moments = int(said.read() or -1)
     _, status = os.waitpid(child, 0)
-    assert (moments == -1) == (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL), status
+    assert os.WIFSIGNALED(status) or status == 0
     return moments
+
+
+def run(work: Work) -> None:
+    """An error of the work itself must not pass for its end."""
+    try:
+        work()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def main() -> None:
@@ -84,6 +100,7 @@ def main() -> None:
     parser.add_argument("--older", action="store_true")
     parser.add_argument("--no-exchange", action="store_true")
     parser.add_argument("--checkpoint")
+    parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--moments", type=int, help="that many at random, instead of all")
     asked = parser.parse_args()
     destination: Path = asked.destination
@@ -105,12 +122,12 @@ def main() -> None:
     for end in sorted(random.sample(moments, asked.moments)) if asked.moments else moments:
         before()
         was = contents(destination)
-        killed = forked(newer, str(destination.parent), end) == -1
-        left = contents(destination)
+        killed = forked(newer, str(destination.parent), end, signal.Signals[asked.signal]) == -1
+        left, unswept = contents(destination), hidden(destination.parent)
         sweep()
-        said = {"end": end, "killed": killed, "was": was, "left": left, "complete": complete}
-        beside = sorted(path.name for path in destination.parent.iterdir() if path.name.startswith("."))
-        print(json.dumps({**said, "after the sweep": contents(destination), "beside": beside}), flush=True)
+        said = {"killed": killed, "was": was, "left": left, "complete": complete, "unswept": unswept}
+        after = {"after the sweep": contents(destination), "beside": hidden(destination.parent)}
+        print(json.dumps({"end": end, **said, **after}), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def prompts(*, least: int = 1, most: int = 24) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, VOCAB - 1), min_size=least, max_size=most)
 
 
-some = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def stepped(session: Session, tokens: list[int], state: State | None = None) -> tuple[Array, State]:

@@ -63,8 +63,8 @@ class Graph:
 
     file:     relative path of the graph (a file, or a folder such as model.mlpackage)
     function: entry point inside the file where it holds several, else None
-    input, input_dtype: the token input, of shape (tokens,)
-    output:   the logits output, (1, vocab), for the last token
+    input, input_dtype: the token input, of shape (tokens,); (1, tokens) with rwkv-mobile names
+    output:   the logits output, (1, vocab), for the last token; (1, 1, vocab) with rwkv-mobile names
     """
 
     tokens: int

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporter.contract import ModelSpec, Spelling
+from exporter.contract import ModelSpec, Spelling, Weights
 from exporter.models.parameters import Take
 from exporter.models.primitives import HeadNorm, LayerNorm, last, previous
 from runtimes.contract import TensorSpec
@@ -147,8 +147,16 @@ class StepModel(nn.Module):
         return (self.head(self.ln_out(last(x))), *new)
 
 
-def step_model(spec: ModelSpec, take: Take, spelling: Spelling, blocks: Sequence[Block]) -> StepModel:
-    """The module of `spec` from its blocks."""
+def step_model(
+    spec: ModelSpec,
+    weights: Weights,
+    spelling: Spelling,
+    mixes: Callable[[Take, int], tuple[nn.Module, nn.Module]],
+) -> StepModel:
+    """The module of `spec`; `mixes` makes block i's time mix and channel mix from its scope."""
+    take = Take(weights)
+    scopes = [take.at("blocks").at(str(i)) for i in range(spec.layers)]
+    blocks = [Block(scope, spelling, *mixes(scope, i)) for i, scope in enumerate(scopes)]
     return StepModel(take, spelling, blocks, len(spec.state) // spec.layers)
 
 

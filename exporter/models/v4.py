@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
 from exporter.models.layers import (
-    Block,
     GatedChannelMix,
     TokenShift,
     complement,
@@ -73,14 +72,13 @@ def _state(i: int, width: int) -> list[TensorSpec]:
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
     """The step module, parameters on the meta device."""
-    take = Take(weights)
-    blocks = []
-    for i in range(spec.layers):
-        at_block = take.at("blocks").at(str(i))
-        ffn = at_block.at("ffn")
+
+    def mixes(block: Take, i: int) -> tuple[nn.Module, nn.Module]:
+        ffn = block.at("ffn")
         shift = TokenShift(**{name: ffn(f"time_mix_{name}", fn=complement) for name in "kr"})
-        blocks.append(Block(at_block, spelling, TimeMix(at_block.at("att")), GatedChannelMix(ffn, shift)))
-    return step_model(spec, take, spelling, blocks)
+        return TimeMix(block.at("att")), GatedChannelMix(ffn, shift)
+
+    return step_model(spec, weights, spelling, mixes)
 
 
 def growth(time_decay: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
 from exporter.models.layers import (
-    Block,
     GatedChannelMix,
     Linear,
     TokenShift,
@@ -82,15 +81,13 @@ def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
     """The step module, parameters on the meta device."""
-    take = Take(weights)
-    blocks = []
-    for i in range(spec.layers):
-        at_block = take.at("blocks").at(str(i))
-        ffn = at_block.at("ffn")
+
+    def mixes(block: Take, i: int) -> tuple[nn.Module, nn.Module]:
+        ffn = block.at("ffn")
         shift = TokenShift(**{name: ffn(f"time_maa_{name}", fn=flat) for name in "kr"})
-        time_mix = TimeMix(at_block.at("att"), spec, spelling)
-        blocks.append(Block(at_block, spelling, time_mix, GatedChannelMix(ffn, shift)))
-    return step_model(spec, take, spelling, blocks)
+        return TimeMix(block.at("att"), spec, spelling), GatedChannelMix(ffn, shift)
+
+    return step_model(spec, weights, spelling, mixes)
 
 
 class DataDependentShift(nn.Module):

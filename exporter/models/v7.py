@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
 from exporter.models.layers import (
-    Block,
     Linear,
     TokenShift,
     flat,
@@ -100,20 +99,11 @@ def describe(version: str, d: Dimensions, ln_x_eps: float) -> ModelSpec:
 
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
     """The step module, parameters on the meta device."""
-    return assemble(spec, weights, spelling, ChannelMix)
 
+    def mixes(block: Take, i: int) -> tuple[nn.Module, nn.Module]:
+        return TimeMix(block.at("att"), i, spec, spelling), ChannelMix(block.at("ffn"))
 
-def assemble(
-    spec: ModelSpec, weights: Weights, spelling: Spelling, channel_mix: Callable[[Take], nn.Module]
-) -> nn.Module:
-    """The step module with `channel_mix` made from each block's ffn scope."""
-    take = Take(weights)
-    blocks = []
-    for i in range(spec.layers):
-        at_block = take.at("blocks").at(str(i))
-        time_mix = TimeMix(at_block.at("att"), i, spec, spelling)
-        blocks.append(Block(at_block, spelling, time_mix, channel_mix(at_block.at("ffn"))))
-    return step_model(spec, take, spelling, blocks)
+    return step_model(spec, weights, spelling, mixes)
 
 
 class Lora(nn.Module):

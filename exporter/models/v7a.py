@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
 from exporter.models import v7
-from exporter.models.layers import Linear, TokenShift, embedded, flat, project, transposed
+from exporter.models.layers import Linear, TokenShift, embedded, flat, project, step_model, transposed
 from exporter.models.parameters import Take
 from exporter.models.primitives import VecMat, at, last, stack
 
@@ -58,7 +58,11 @@ def spec(version: str, weights: Weights, ln_x_eps: float) -> ModelSpec:
 def build(spec: ModelSpec, weights: Weights, spelling: Spelling) -> nn.Module:
     """The step module, parameters on the meta device."""
     root = Take(weights)
-    return v7.assemble(spec, weights, spelling, lambda take: DeepChannelMix(take, root, spelling))
+
+    def mixes(block: Take, i: int) -> tuple[nn.Module, nn.Module]:
+        return v7.TimeMix(block.at("att"), i, spec, spelling), DeepChannelMix(block.at("ffn"), root, spelling)
+
+    return step_model(spec, weights, spelling, mixes)
 
 
 def folded(s_emb: Tensor, emb: Tensor, s_emb_x: Tensor, *ln0: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def test_an_export_ended_at_random_moments_leaves_the_older_artifact(
     found = crashes(tmp_path / "out" / NAME, *chosen)
     assert len(found) == moments
     for crash in found:
-        assert crash["killed"]
+        assert crash["killed"] or (number == "SIGINT" and crash["left"] == crash["complete"])  # it can be caught
         assert "manifest.json" in crash["complete"]
         assert crash["left"] in (crash["was"], crash["complete"]), crash
         assert (crash["after the sweep"], crash["beside"]) == (crash["left"], []), crash

@@ -95,6 +95,8 @@ def run(work: Work) -> None:
 
 
 def main() -> None:
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser()
     parser.add_argument("destination", type=Path)
     parser.add_argument("--older", action="store_true")

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from exporter import journal
 from runtimes.errors import Missing, WrongCall
 
 AT_FDCWD = -100  # linux/fcntl.h
@@ -21,30 +23,62 @@ EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h, RENAME_SWAP of macOS' sys/stdio.h
 
 
 @contextmanager
-def replacing(destination: Path) -> Iterator[Path]:
-    """A temporary folder beside `destination` that takes its place when the block ends without an exception.
+def replacing(destination: Path, job: journal.Job | None = None) -> Iterator[Path]:
+    """A temporary folder that takes the place of `destination` when the block ends without an exception.
+
+    It lies in a hidden folder beside `destination`, and is empty, unless the same `job` was killed or interrupted
+    after it had noted what it wrote (exporter/journal.py); whatever else ends the block removes the hidden folder.
 
     Raises WrongCall where the place cannot be written and Missing where the disk is full; an older folder stays as it
     was in both cases, and when the process is killed.
     """
     parent = destination.parent
-    temporary = parent / f".{destination.name}.{secrets.token_hex(4)}.part"
     try:
         if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
             raise WrongCall(f"{destination} exists and is not a folder", hint="choose another folder with -o")
         parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            with _locked(parent):  # nobody sweeps between the next two lines
-                _sweep(parent)
-                temporary.mkdir()
-                stack.enter_context(_locked(temporary))
-            yield temporary
-            _flush(temporary)
-            _take_place(temporary, destination)
+        with _hidden(destination) as hidden:
+            folder = journal.begin(hidden, job)
+            yield folder
+            _flush(folder)
+            journal.end(hidden)
+            _take_place(folder, destination)
     except OSError as error:
         raise _explained(error, parent) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _hidden(destination: Path) -> Iterator[Path]:
+    """A locked folder, the same each time unless another process is in it; removed, if nothing can be continued."""
+    parent, hidden, kept = destination.parent, None, False
+    with ExitStack() as stack:
+        try:
+            with _locked(parent):  # nobody sweeps, and nobody else takes the folder, before it is locked
+                _sweep(parent)
+                hidden = _own(destination)
+                if hidden.exists() and _in_use(hidden):
+                    hidden = hidden.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+                hidden.mkdir(exist_ok=True)
+                stack.enter_context(_locked(hidden))
+            yield hidden
+        except KeyboardInterrupt as interrupt:
+            kept = hidden is not None and _can_continue(hidden, destination)
+            if kept:
+                interrupt.add_note(f"what was written is in {hidden}: the same command continues there")
+            raise
+        finally:
+            if hidden is not None and not kept:
+                with _locked(parent):
+                    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _can_continue(hidden: Path, destination: Path) -> bool:
+    return hidden == _own(destination) and journal.can_continue(hidden)
+
+
+def _own(destination: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:8]
+    return destination.with_name(f".{destination.name}.{digest}.part")
 
 
 def _take_place(temporary: Path, destination: Path) -> None:
@@ -54,7 +88,7 @@ def _take_place(temporary: Path, destination: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not _exchange(temporary, destination):
-            older = temporary.with_suffix(".older")
+            older = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.older")
             destination.rename(older)
             try:
                 temporary.rename(destination)
@@ -86,13 +120,13 @@ def _flush(folder: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed processes left; a folder that was moved aside and never replaced is moved back."""
+    """Remove what killed processes left and cannot be continued; a folder that was moved aside is moved back."""
     for path in parent.glob(".*.*"):
         match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(part|older)", path.name)
         if match and match[2] == "older" and not (parent / match[1]).exists():
             with contextlib.suppress(OSError):
                 path.rename(parent / match[1])
-        elif match and path.is_dir() and not _in_use(path):
+        elif match and path.is_dir() and not _in_use(path) and not _can_continue(path, parent / match[1]):
             shutil.rmtree(path, ignore_errors=True)
 
 

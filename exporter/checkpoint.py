@@ -19,8 +19,8 @@ READERS = {"pth": pth.read, "safetensors": safetensors.read}
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """BlinkDL tensor names to tensors. A tensor is a view of the mapped file: reading it twice holds no memory, and
-    it must not be written to.
+    """BlinkDL tensor names to tensors. A tensor is a view of the file: it takes memory for what was read of it, until
+    it is dropped, and must not be written to.
 
     path:   as given
     format: "pth", "safetensors" or "huggingface" (a folder)
@@ -81,8 +81,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise BadCheckpoint when a tensor holds NaN or infinite values, saying how many."""
-    flat, size = tensor.reshape(-1), 1 << 22  # in parts: torch.isfinite makes temporaries as large as its input
-    if all(bool(torch.isfinite(flat[start : start + size]).all()) for start in range(0, len(flat), size)):
+    ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # NaN if any value is; no temporaries
+    if bool(torch.isfinite(ends).all()):
         return
     nan, inf = int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
     raise BadCheckpoint(

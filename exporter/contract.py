@@ -26,6 +26,8 @@ class Spelling:
     reduce:    sums over the last axis: "sum", or "linear" as above
     contract:  matrix times vector: "matmul" or "multiply" and reduce
     l2_eps:    added to the squared norm; 1e-12 vanishes in fp16, where 1e-7 is the smallest that helps
+    block:     tokens, two or more, whose recurrence is solved at once in prefill; products in v7 reach e^(0.61 block)
+               before they are masked, so that fp16 arithmetic needs 16
     """
 
     norm: Literal["layer_norm", "linear"] = "layer_norm"
@@ -33,6 +35,7 @@ class Spelling:
     reduce: Literal["sum", "linear"] = "sum"
     contract: Literal["matmul", "multiply"] = "matmul"
     l2_eps: float = 1e-12
+    block: int = 32
 
 
 @dataclass(frozen=True)

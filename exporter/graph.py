@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from exporter.contract import ModelSpec
 from exporter.models.parameters import materialise
 from exporter.progress import Progress
+
+Shapes = tuple[dict[int, Dim], tuple[None, ...]] | None
 
 
 def arguments(spec: ModelSpec, tokens: int) -> tuple[Tensor, ...]:
@@ -21,12 +23,17 @@ def arguments(spec: ModelSpec, tokens: int) -> tuple[Tensor, ...]:
     return (torch.zeros(tokens, dtype=torch.int64), *state)
 
 
-def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The program of a module whose parameters have values."""
-    return torch.export.export(model.eval(), inputs, strict=False)
+def any_length(inputs: tuple[Tensor, ...]) -> Shapes:
+    """The dynamic shapes of a step whose tokens may be of any number."""
+    return ({0: Dim("tokens", min=3)}, (None,) * (len(inputs) - 1))  # torch takes 1 and 2 for special
 
 
-def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def trace(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Shapes = None) -> ExportedProgram:
+    """The program of a module whose parameters have values; `shapes` as torch.export's dynamic_shapes."""
+    return torch.export.export(model.eval(), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Shapes = None) -> ExportedProgram:
     """The program of a module whose parameters are on the meta device; they become fake CPU tensors in it.
 
     Peak memory is that of the graph alone, whatever the size of the model. The module itself is left as it was.
@@ -34,7 +41,7 @@ def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...]) -> Expor
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = {name: torch.empty(made.shape) for name, made in model.named_parameters()}
         with _parameters(model, fakes):
-            return trace(model, inputs)
+            return trace(model, inputs, shapes)
 
 
 @contextmanager

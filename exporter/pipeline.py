@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from exporter.progress import Advance, Progress, silent
 from exporter.vocabulary import place_tokenizer
 from runtimes import manifest
 from runtimes.errors import WrongCall
+from runtimes.stacking import parts
+
+TOOLS = ("rwkv-export", "torch", "numpy", "onnx", "onnx-ir", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,24 @@ def _write(plan: Plan, model: Model, progress: Progress) -> None:
 
     module = model.build(plan.target.spelling)
     job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, staged)
-    with replacing(plan.folder) as folder:
+    with replacing(plan.folder, _identity(plan, model)) as folder:
         written = plan.file.export(job, folder)
         document = _describe(plan, model, written, folder)
         readme.write(document, written.usage, folder)
         manifest.write(_with_files(document, folder), folder)
+
+
+def _identity(plan: Plan, model: Model) -> dict[str, object]:
+    """What an interrupted export must have in common with the one that continues it."""
+    return {
+        "checkpoint": model.checkpoint.sha256(),
+        "ln_x_eps": model.spec.ln_x_eps,
+        "target": plan.target.name,
+        "precision": plan.precision,
+        "options": dict(plan.options),
+        "prefill": plan.prefill,
+        "tools": {name: version(name) for name in TOOLS},
+    }
 
 
 def _describe(plan: Plan, model: Model, written: Written, folder: Path) -> manifest.Manifest:
@@ -126,7 +143,7 @@ def _place_initial_state(model: Model, written: Written, folder: Path) -> str | 
     """Tuned states as an uncompressed .npz in the graphs' own shapes, or nothing."""
     if not model.initial:
         return None
-    shapes = {tensor.name: tensor.shape for tensor in written.state}
+    shapes = {part.name: part.shape for tensor in written.state for part in parts(tensor.spec())}
     name = "initial_state.npz"
     arrays = {key: array.reshape(shapes[key]) for key, array in model.initial.items()}
     np.savez(folder / name, allow_pickle=False, **arrays)

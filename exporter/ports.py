@@ -1,25 +1,38 @@
-"""Names and shapes of a graph's inputs and outputs: our own, and those that rwkv-mobile loads; renames, no maths."""
+"""Names and shapes of a graph's inputs and outputs: our own, and those that others load; renames, no maths."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from exporter.contract import ModelSpec
 from runtimes.contract import TensorSpec
 from runtimes.errors import WrongCall
 from runtimes.manifest import StateTensor
+from runtimes.stacking import LAYER
 
 
 @dataclass(frozen=True)
 class Ports:
-    """What a graph's inputs and outputs are called; `state` is in graph order."""
+    """What a graph's inputs and outputs are called; `state` is in graph order.
+
+    leading: axes of size 1 before the one of tokens
+    ids:     type of the token ids
+    """
 
     tokens: str
     logits: str
     state: tuple[StateTensor, ...]
+    leading: int = 0
+    ids: torch.dtype = torch.int64
+
+    def arguments(self, tokens: int) -> tuple[Tensor, ...]:
+        """Example inputs: `tokens` zeros and the initial state."""
+        state = (torch.full(tensor.shape, tensor.fill) for tensor in self.state)
+        return (torch.zeros((*[1] * self.leading, tokens), dtype=self.ids), *state)
 
     def inputs(self) -> list[str]:
         """Input names in graph order."""
@@ -53,11 +66,37 @@ def rwkv_mobile(spec: ModelSpec) -> Ports:
             shape, axes = (1, *shape), ("batch", "time", "channel")
         widened = TensorSpec(tensor.name, shape, tensor.dtype, axes, tensor.fill)
         state.append(_stated(widened, f"state{i}_in", f"state{i}_out"))
-    return Ports("in", "out", tuple(state))
+    return Ports("in", "out", tuple(state), leading=1, ids=torch.int32)
+
+
+def stacked(spec: ModelSpec) -> Ports:
+    """As `own`, with one tensor `blocks.*.att.wkv` (layers, ...) for the tensors of all layers."""
+    state = []
+    for first in spec.state[: len(spec.state) // spec.layers]:
+        name = first.name.replace("blocks.0.", "blocks.*.")
+        together = TensorSpec(name, (spec.layers, *first.shape[1:]), first.dtype, (LAYER, *first.axes[1:]), first.fill)
+        _, _, short = name.partition("*.")
+        state.append(_stated(together, short, f"{short}.next"))
+    return Ports("tokens", "logits", tuple(state))
 
 
 def _stated(tensor: TensorSpec, into: str, out: str) -> StateTensor:
     return StateTensor(tensor.name, tensor.shape, tensor.dtype, tensor.axes, tensor.fill, into, out)
+
+
+class Stacked(nn.Module):
+    """A step module whose state tensors of all layers come as one tensor of each kind."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = spec.layers
+
+    def forward(self, tokens: Tensor, *stacks: Tensor) -> tuple[Tensor, ...]:
+        """tokens (T,), stacks (layers, ...) -> (logits (1, V), *stacks)."""
+        state = [stack[layer : layer + 1] for layer in range(self.layers) for stack in stacks]
+        logits, *new = self.model(tokens, *state)
+        return (logits, *(torch.cat(new[kind :: len(stacks)]) for kind in range(len(stacks))))
 
 
 class Widened(nn.Module):

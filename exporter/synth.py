@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from exporter import versions
 from exporter.contract import Entry, Layout
+from exporter.formats import pth, safetensors
 from exporter.progress import Progress, silent
 from runtimes.errors import Missing, WrongCall, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SUFFIXES = (".pth", ".safetensors")
+WRITERS = {".pth": pth.write, ".safetensors": safetensors.write}
 
 
 class Size(NamedTuple):
@@ -62,11 +62,11 @@ def synth(
     layers, width, vocab: override what `size` says; width must be a multiple of head_size (64)
     seed:  equal arguments give equal tensors, each drawn from a generator of its own
     dtype: "fp32", "fp16" or "bf16"
-    Holds one model of `dtype` in memory. Raises WrongCall, or Missing where the disk is full.
+    Holds one tensor in memory at a time. Raises WrongCall, or Missing where the disk is full.
     """
     _check(size in SIZES, f"unknown size {size!r}", did_you_mean(size, SIZES))
     _check(dtype in DTYPES, f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES))
-    _check(out.suffix in SUFFIXES, f"cannot write {out.name}: unknown kind of file", f"known: {', '.join(SUFFIXES)}")
+    _check(out.suffix in WRITERS, f"cannot write {out.name}: unknown kind of file", f"known: {', '.join(WRITERS)}")
     base = SIZES[size]
     layout = _layout(
         version,
@@ -76,12 +76,14 @@ def synth(
         vocab=base.vocab if vocab is None else vocab,
     )
     total = sum(math.prod(entry.shape) for entry in layout.values())
-    tensors = {}
     with progress(f"drawing {total:,} parameters", total=total) as advance:
-        for name, entry in layout.items():
-            tensors[name] = draw(name, entry, seed).to(DTYPES[dtype])
-            advance(math.prod(entry.shape))
-    _write(tensors, out)
+
+        def value(name: str) -> Tensor:
+            drawn = draw(name, layout[name], seed).to(DTYPES[dtype])
+            advance(drawn.numel())
+            return drawn
+
+        _write(out, DTYPES[dtype], {name: entry.shape for name, entry in layout.items()}, value)
     return out
 
 
@@ -107,21 +109,19 @@ def _check(condition: bool, message: str, hint: str | None = None) -> None:
         raise WrongCall(message, hint=hint)
 
 
-def _write(tensors: Mapping[str, Tensor], out: Path) -> None:
+def _write(
+    out: Path, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]], value: Callable[[str], Tensor]
+) -> None:
     part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            if out.suffix == ".pth":
-                torch.save(dict(tensors), stream)
-        if out.suffix == ".safetensors":
-            safetensors.torch.save_file(dict(tensors), part)
+        WRITERS[out.suffix](part, dtype, shapes, value)
         part.replace(out)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space, or choose another place"
+            raise Missing(f"cannot write {out}: {error.strerror}", hint=hint) from error
         raise WrongCall(f"cannot write {out}: {error.strerror}", hint="choose another place") from error
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a failed write
-        reason = str(error).partition("\n")[0]
-        raise Missing(f"cannot write {out}: {reason}", hint="free some space, or choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

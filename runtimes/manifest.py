@@ -61,10 +61,11 @@ class Target:
 class Graph:
     """One entry point taking `tokens` token ids at once.
 
-    file:     relative path of the graph (a file, or a folder such as model.mlpackage)
+    file:     relative path of the graph (a file, or a folder such as model.mlpackage); entries may share one
     function: entry point inside the file where it holds several, else None
     input, input_dtype: the token input, of shape (tokens,); (1, tokens) with rwkv-mobile names
     output:   the logits output, (1, vocab), for the last token; (1, 1, vocab) with rwkv-mobile names
+    up_to:    any number of token ids from 1 to `tokens` will do
     """
 
     tokens: int
@@ -73,6 +74,7 @@ class Graph:
     input_dtype: str
     output: str
     function: str | None = None
+    up_to: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, cast
 from zipfile import BadZipFile
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from runtimes.contract import Array, Artifact, Placement, State, Step, TensorSpec
 from runtimes.errors import BadArtifact, WrongCall
+from runtimes.stacking import apart, parts, together
 
 Tensors = tuple[Array, ...]
 """State in the order of the manifest's `state` list."""
 
 
 class Run(Protocol):
-    """One graph: token ids of the graph's fixed length and the state in, logits and the new state out."""
+    """One graph: token ids of a length it takes and the state in, logits and the new state out."""
 
     def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]: ...
 
@@ -26,6 +27,7 @@ class ExplicitSession:
     """Sessions whose state is a tuple of numpy arrays; a backend supplies one `Run` per graph size.
 
     graphs: tokens per call -> run; 1 must be among them
+    up_to:  those of these sizes whose graph takes fewer tokens too
     placed: called for placement(), because some runtimes know their placement only after the first run
     """
 
@@ -37,11 +39,14 @@ class ExplicitSession:
         graphs: Mapping[int, Run],
         placed: Callable[[], Placement],
         close: Callable[[], None] = lambda: None,
+        up_to: Collection[int] = (),
     ) -> None:
         self._specs = tuple(specs)
+        self._parts = tuple(part for spec in specs for part in parts(spec))
         self._initial = dict(initial)
         self._vocab = vocab
-        self._graphs = dict(sorted(graphs.items(), reverse=True))
+        self._graphs = dict(sorted(graphs.items()))
+        self._up_to = frozenset(up_to)
         self._placed = placed
         self._close = close
         if 1 not in self._graphs:
@@ -49,37 +54,44 @@ class ExplicitSession:
 
     def initial_state(self) -> State:
         """The tuned initial state where the artifact has one, else each tensor's fill."""
-        return self.write_state({spec.name: self._initial.get(spec.name, spec.initial()) for spec in self._specs})
+        return self.write_state({part.name: self._initial.get(part.name, part.initial()) for part in self._parts})
 
     def step(self, token: int, state: State) -> Step:
         """One token; raises WrongCall for an id outside the vocabulary."""
         return self._call(1, [token], state)
 
     def prefill(self, tokens: Sequence[int], state: State) -> Step:
-        """A prompt of any length >= 1, largest graphs first; logits are those after the last token."""
+        """A prompt of any length >= 1 in the fewest calls; logits are those after the last token."""
         if not len(tokens):
             raise WrongCall("prefill needs at least one token")
         seconds, rest = 0.0, list(tokens)
         while rest:
-            size = next(size for size in self._graphs if size <= len(rest))
-            step = self._call(size, rest[:size], state)
-            state, seconds, rest = step.state, seconds + step.seconds, rest[size:]
+            size, taken = self._next(len(rest))
+            step = self._call(size, rest[:taken], state)
+            state, seconds, rest = step.state, seconds + step.seconds, rest[taken:]
         return Step(step.logits, step.state, seconds)
 
+    def _next(self, left: int) -> tuple[int, int]:
+        """The graph that takes most of the `left` tokens, the smallest of those, and how many it takes."""
+        takes = {size: min(size, left) for size in self._graphs if size <= left or size in self._up_to}
+        size = max(takes, key=lambda size: takes[size])
+        return size, takes[size]
+
     def read_state(self, state: State) -> dict[str, Array]:
-        """Copies of the state tensors by name."""
-        return {spec.name: np.array(array) for spec, array in zip(self._specs, self._tensors(state), strict=True)}
+        """Copies of the state tensors by name, those of each layer by themselves."""
+        pairs = zip(self._specs, self._tensors(state), strict=True)
+        return {name: np.array(array) for spec, stack in pairs for name, array in apart(spec, stack).items()}
 
     def write_state(self, arrays: Mapping[str, Array]) -> State:
         """A state from copies of named tensors; names and shapes must be exactly the artifact's."""
-        names = {spec.name for spec in self._specs}
+        names = {part.name for part in self._parts}
         if set(arrays) != names:
             odd = sorted(names.symmetric_difference(arrays))
             raise WrongCall(f"state tensors do not match the artifact's: {', '.join(odd[:4])}")
-        for spec in self._specs:
-            if arrays[spec.name].shape != spec.shape:
-                raise WrongCall(f"{spec.name} has shape {arrays[spec.name].shape}, expected {spec.shape}")
-        return cast(State, tuple(np.array(arrays[spec.name], spec.dtype, order="C") for spec in self._specs))
+        for part in self._parts:
+            if arrays[part.name].shape != part.shape:
+                raise WrongCall(f"{part.name} has shape {arrays[part.name].shape}, expected {part.shape}")
+        return cast(State, tuple(together(spec, arrays) for spec in self._specs))
 
     def placement(self) -> Placement:
         """Where the graphs run."""
@@ -125,4 +137,6 @@ def explicit_session(
     """The session of an artifact whose `graphs` the backend has loaded."""
     manifest = artifact.manifest
     specs = [tensor.spec() for tensor in manifest.state]
-    return ExplicitSession(specs, stored_initial_state(artifact), manifest.model.vocab, graphs, placed, close)
+    initial, vocab = stored_initial_state(artifact), manifest.model.vocab
+    up_to = [graph.tokens for graph in manifest.graphs if graph.up_to]
+    return ExplicitSession(specs, initial, vocab, graphs, placed, close, up_to)

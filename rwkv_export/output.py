@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from exporter.progress import Advance
@@ -51,7 +59,21 @@ def stream(pieces: Iterable[str]) -> None:
 
 @contextmanager
 def talking(quiet: bool) -> Iterator[Talk]:
-    """A progress callback: bars on a terminal, one line a task elsewhere, nothing when quiet."""
+    """A progress callback: bars on a terminal, one line a task elsewhere, nothing when quiet.
+
+    What an interruption carries as notes is printed last.
+    """
+    try:
+        with _progress(quiet) as progress:
+            yield progress
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", ()):
+            remark(note, quiet=quiet)
+        raise
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Talk]:
     console = stderr()
     if quiet:
         from exporter.progress import silent
@@ -60,8 +82,9 @@ def talking(quiet: bool) -> Iterator[Talk]:
     elif not console.is_terminal:
         yield _line_a_task
     else:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False) as bars:
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
             yield _Bars(bars)
 
 

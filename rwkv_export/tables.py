@@ -14,7 +14,7 @@ from rwkv_export.output import stdout
 if TYPE_CHECKING:
     from rwkv_export.survey import Survey
     from validation.comparison import Change
-    from validation.outcome import Identity, Latency, Parity, Results, Samples
+    from validation.outcome import Identity, Latency, Parity, Quality, Results, Samples
 
 STYLES = {
     "pass": "green",
@@ -26,6 +26,7 @@ STYLES = {
 }
 
 PARITY = ("local |Δ|", "free |Δ|", "state rel", "KL nats", "top-1")
+QUALITY = ("weights", "mean KL nats", "p99 KL", "perplexity", "checkpoint's", "top-1")
 LATENCY = ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")
 
 CHANGE_STYLES = {"slower": "red", "less accurate": "red", "outcome changed": "yellow", "vanished": "yellow"}
@@ -46,14 +47,19 @@ def print_survey(survey: Survey) -> None:
 
 
 def print_results(results: Results) -> None:
-    """Parity and latency, each a table with the reasons and warnings below it."""
+    """Parity, quality and latency, each a table with the reasons and warnings below it."""
     from validation.reports.rows import join, verdict
 
     console = stdout()
     if results.parity:
         console.print(_parity(results.parity))
         _print_notes((row.identity, row.reasons) for row in results.parity)
-    if results.parity and results.latency:
+    if results.parity and (results.quality or results.latency):
+        console.print()
+    if results.quality:
+        console.print(_quality(results.quality))
+        _print_notes((row.identity, row.reasons) for row in results.quality)
+    if results.quality and results.latency:
         console.print()
     if results.latency:
         console.print(_latency(results.latency))
@@ -79,6 +85,20 @@ def _parity(rows: Sequence[Parity]) -> Table:
         if row.local and row.free:
             errors = (row.local.worst, row.free.worst, worst(row.free.state_rel.values()), worst(row.free.kl))
             numbers = [*map(sig, errors), share(row.free.top1)]
+        table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
+    return table
+
+
+def _quality(rows: Sequence[Quality]) -> Table:
+    from validation.reports.words import fine, share, sig, size
+
+    table = _table(_text("quality on text"), _word("ran on"), _word("verdict"), *map(_number, QUALITY))
+    for row in rows:
+        numbers = [""] * len(QUALITY)
+        if reading := row.reading:
+            perplexities = fine(reading.perplexity), fine(reading.reference_perplexity)
+            divergences = sig(reading.kl_mean), sig(reading.kl_p99)
+            numbers = [size(row.weight_bytes), *divergences, *perplexities, share(reading.top1)]
         table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
     return table
 

@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results
+from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results
 
-Part = TypeVar("Part", Parity, Latency)
+Part = TypeVar("Part", Parity, Quality, Latency)
 
 NOISE = 1.5
 """An error has changed when it grew or shrank by this factor: sums in another order move it by tens of percent."""
@@ -68,8 +68,8 @@ class Key:
 class Change:
     """One metric of one row, before and after.
 
-    metric:   "parity", "latency" (outcomes, `old` and `new` are their words), "decode", "prefill of 512 tokens"
-              (median milliseconds), "max abs", "KL" (nats), "top-1" (fraction)
+    metric:   "parity", "quality", "latency" (outcomes, `old` and `new` are their words), "decode", "prefill of 512
+              tokens" (median milliseconds), "max abs", "KL" (nats), "top-1" (fraction), "mean KL on text" (nats)
     old, new: None where the row or metric is absent
     ratio:    new / old; None where undefined
     p_value:  of the two-sided Mann-Whitney U test; None for accuracy
@@ -96,6 +96,10 @@ def compare(old: Results, new: Results, *, slower: float = 1.05, alpha: float = 
         changes += _outcomes(key, "parity", was, now)
         if was and now:
             changes += _accuracy(key, was, now)
+    for key, past, present in _pairs(old.quality, new.quality):
+        changes += _outcomes(key, "quality", past, present)
+        if past and present:
+            changes += _on_text(key, past, present)
     for key, before, after in _pairs(old.latency, new.latency):
         changes += _outcomes(key, "latency", before, after)
         if before and after:
@@ -182,6 +186,18 @@ def _accuracy(key: Key, old: Parity, new: Parity) -> Iterator[Change]:
         verdict = Verdict.LESS_ACCURATE if now < was else Verdict.MORE_ACCURATE if now > was else Verdict.SAME
         sentence = f"{key}: the greedy token agreed in {was:.1%} of {steps} steps, now in {now:.1%}: {verdict}"
         yield Change(key, "top-1", was, now, _ratio(was, now), None, verdict, sentence)
+
+
+def _on_text(key: Key, old: Quality, new: Quality) -> Iterator[Change]:
+    """Nothing where they read different texts, or not as far."""
+    if not old.reading or not new.reading or (old.text, old.reading.tokens) != (new.text, new.reading.tokens):
+        return
+    bound, was, now = new.bound or old.bound, old.reading.kl_mean, new.reading.kl_mean
+    verdict = _error_verdict(was, now, NEGLIGIBLE * bound.mean_kl if bound else 0.0)
+    sentence = (
+        f"{key}: mean KL over {old.reading.tokens} tokens of {old.text} was {was:.3g} and is {now:.3g}: {verdict}"
+    )
+    yield Change(key, "mean KL on text", was, now, _ratio(was, now), None, verdict, sentence)
 
 
 _ERRORS: tuple[tuple[str, Callable[[Reading], Sequence[float]], Callable[[Bound], float]], ...] = (

@@ -77,14 +77,18 @@ class Golden:
         hashes = {file.path: file.sha256 for file in document.files}
         key = (document.source.sha256, document.model.ln_x_eps, hashes.get(document.initial_state or ""))
         if key not in self._kept:
-            path = self.find(document.source)
             tokens = choose_tokens(
                 self.steps,
                 vocab=document.model.vocab,
                 seed=self.seed,
                 text=self.text() if document.tokenizer.kind == "bytes" else None,
             )
-            with closing(self.open(path, ln_x_eps=document.model.ln_x_eps)) as session:
+            with closing(self.reference(artifact)) as session:
                 tuned = stored_initial_state(artifact)
                 self._kept[key] = record(session, tokens, tuned=tuned, progress=self.progress)
         return self._kept[key]
+
+    def reference(self, artifact: Artifact) -> Session:
+        """The checkpoint an artifact was made from, opened."""
+        document = artifact.manifest
+        return self.open(self.find(document.source), ln_x_eps=document.model.ln_x_eps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from runtimes.contract import Placement
 from validation.metrics import Comparison, TensorError, scale
-from validation.outcome import Bound, Outcome, Reading
+from validation.outcome import Bound, Outcome, TextReading
 
 
 def broken(label: str, comparison: Comparison, bound: Bound) -> list[str]:
@@ -20,16 +20,29 @@ def broken(label: str, comparison: Comparison, bound: Bound) -> list[str]:
     return [f"{label}: {sentence}" for sentence in found if sentence]
 
 
+def broken_on_text(reading: TextReading, bound: Bound, text: str) -> list[str]:
+    """The sentence where the mean KL over a text breaks its bound, which NaN does; else nothing."""
+    if reading.kl_mean <= bound.mean_kl:
+        return []
+    return [
+        f"mean KL {reading.kl_mean:.3g} nats over {reading.tokens} tokens of {text} exceeds {bound.mean_kl:.3g} "
+        f"({bound.name}): perplexity {reading.perplexity:.4g}, the checkpoint's is {reading.reference_perplexity:.4g}"
+    ]
+
+
 def verdict(
-    reasons: Sequence[str], readings: Sequence[Reading | None], bound: Bound, *, requested: str, placed: Placement
+    reasons: Sequence[str], bound: Bound, *, exact: bool, requested: str, placed: Placement
 ) -> tuple[Outcome, tuple[str, ...]]:
-    """The outcome and every reason for it. A broken bound weighs more than a fallback, that more than a zero error."""
+    """The outcome and every reason for it. A broken bound weighs more than a fallback, that more than a zero error.
+
+    exact: every logit equalled the reference's
+    """
     reasons = list(reasons)
     outcome = Outcome.FAIL if reasons else Outcome.PASS
     if elsewhere := fallback(requested, placed):
         reasons.append(elsewhere)
         outcome = Outcome.FALLBACK if outcome is Outcome.PASS else outcome
-    if bound.rounds and all(reading is not None and reading.worst == 0 for reading in readings):
+    if bound.rounds and exact:
         reasons.append(
             f"every logit equals the reference's exactly, which {bound.name} arithmetic cannot do: "
             "the reference seems to have been compared with itself"

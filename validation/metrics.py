@@ -5,7 +5,7 @@ Names, count, shape and finiteness are checked first: what cannot be compared ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from runtimes.contract import HALF_FILL, Array
 from runtimes.errors import CheckFailed
-from validation.outcome import Reading
+from validation.outcome import Reading, TextReading
 
 LIKELIEST = 10
 STATE_FLOOR = 1e-3
@@ -38,6 +38,22 @@ class StepError:
     top1: bool
     top10: float
     regret: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Two predictions of one token that is known, compared; in nats.
+
+    loss, reference_loss: -log of the probability that each gives to the token
+    top1:  whether the likeliest token is the same
+    exact: whether every logit is
+    """
+
+    kl: float
+    loss: float
+    reference_loss: float
+    top1: bool
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -65,23 +81,53 @@ class Comparison:
 
 def compare_step(reference: Array, target: Array) -> StepError:
     """Compare logits of shape (vocab,) in float64; raises CheckFailed where they cannot be compared."""
-    _same_shape("logits", reference, target)
-    ref, out = _finite("the reference's logits", reference), _finite("logits", target)
-    spread = float(ref.std())
-    if spread == 0:
-        raise CheckFailed("the reference's logits are all equal, so that nothing can be told from them")
+    ref, out = _logits(reference, target)
     error = out - ref
     worst = float(np.abs(error).max())
     log_p, log_q = log_softmax(ref), log_softmax(out)
     best_ref, best_out = int(ref.argmax()), int(out.argmax())
     return StepError(
         max_abs=worst,
-        rel_std=worst / spread,
+        rel_std=worst / float(ref.std()),
         sqnr_db=_sqnr_db(ref, error),
-        kl=max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))),  # rounding may leave -1e-17
+        kl=_kl(log_p, log_q),
         top1=best_ref == best_out,
         top10=_overlap(ref, out),
         regret=float(ref[best_ref] - ref[best_out]),
+    )
+
+
+def compare_prediction(reference: Array, target: Array, token: int) -> Prediction:
+    """Compare logits of shape (vocab,) that predict `token`, in float64; raises CheckFailed as compare_step does."""
+    ref, out = _logits(reference, target)
+    log_p, log_q = log_softmax(ref), log_softmax(out)
+    return Prediction(
+        kl=_kl(log_p, log_q),
+        loss=float(-log_q[token]),
+        reference_loss=float(-log_p[token]),
+        top1=bool(ref.argmax() == out.argmax()),
+        exact=bool(np.array_equal(ref, out)),
+    )
+
+
+def read_text(predictions: Sequence[Prediction], *, size: int) -> TextReading:
+    """Summarise at least one prediction of tokens of `size` bytes together; a perplexity may be infinite."""
+    if not predictions:
+        raise CheckFailed("nothing was predicted")
+    kl = [prediction.kl for prediction in predictions]
+    with np.errstate(over="ignore"):
+        perplexity, expected = (
+            float(np.exp(np.mean(losses)))
+            for losses in ([each.loss for each in predictions], [each.reference_loss for each in predictions])
+        )
+    return TextReading(
+        tokens=len(predictions),
+        bytes=size,
+        kl_mean=float(np.mean(kl)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        perplexity=perplexity,
+        reference_perplexity=expected,
+        top1=float(np.mean([prediction.top1 for prediction in predictions])),
     )
 
 
@@ -141,6 +187,14 @@ def scale(comparison: Comparison, name: str) -> float:
     return max(STATE_FLOOR, *(state[name].magnitude for state in comparison.states.values()))
 
 
+def _logits(reference: Array, target: Array) -> tuple[Double, Double]:
+    _same_shape("logits", reference, target)
+    ref, out = _finite("the reference's logits", reference), _finite("logits", target)
+    if ref.std() == 0:
+        raise CheckFailed("the reference's logits are all equal, so that nothing can be told from them")
+    return ref, out
+
+
 def _same_shape(what: str, reference: Array, target: Array) -> None:
     if reference.shape != target.shape:
         raise CheckFailed(f"{what} has shape {target.shape}, the reference's is {reference.shape}")
@@ -154,6 +208,10 @@ def _finite(what: str, array: Array) -> Double:
         kinds = "NaN" if np.isnan(values).any() else "infinite"
         raise CheckFailed(f"{odd} of {values.size} values of {what} are {kinds}")
     return values
+
+
+def _kl(log_p: Double, log_q: Double) -> float:
+    return max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q))))  # rounding may leave -1e-17
 
 
 def _sqnr_db(reference: Double, error: Double) -> float | None:

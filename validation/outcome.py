@@ -1,8 +1,9 @@
-"""Results: named outcomes, parity rows and latency rows, and the JSON document that holds them. Judges nothing."""
+"""Results: named outcomes; parity, quality and latency rows; the JSON document that holds them. Judges nothing."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -69,7 +70,9 @@ class Reading:
 class Bound:
     """A row of tolerances.toml: what every comparison of an artifact must keep, and why these numbers.
 
-    rounds: the arithmetic cannot be exact, so that an error of zero is suspicious
+    rounds:  the arithmetic cannot be exact, so that an error of zero is suspicious
+    text_kl: largest mean KL over real text; None for arithmetic close enough for `kl` to say it all
+    itself:  the row for comparisons of an artifact with itself, such as prefill with stepping; None for this one
     """
 
     name: str
@@ -79,6 +82,13 @@ class Bound:
     state_rel: float
     reason: str
     rounds: bool = False
+    text_kl: float | None = None
+    itself: str | None = None
+
+    @property
+    def mean_kl(self) -> float:
+        """What the mean KL over a text must keep: what holds at every step holds for the mean too."""
+        return self.kl if self.text_kl is None else self.text_kl
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,48 @@ class Parity:
     local: Reading | None = None
     free: Reading | None = None
     prefill: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """How artifact and reference predict a text, each token from all before it, states carried from the start.
+
+    tokens:     predicted; bytes: their UTF-8 bytes
+    kl_mean, kl_p99: KL(reference || artifact) of a prediction, nats; its mean and 99th percentile
+    perplexity, reference_perplexity: exp of the mean cross-entropy of a token, in nats
+    top1:       fraction of predictions whose likeliest token is the reference's
+    """
+
+    tokens: int
+    bytes: int
+    kl_mean: float
+    kl_p99: float
+    perplexity: float
+    reference_perplexity: float
+    top1: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The artifact's cross-entropy by byte, which compares models of different tokenizers; inf for no bytes."""
+        return math.log2(self.perplexity) * self.tokens / self.bytes if self.bytes else math.inf
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What an artifact's arithmetic costs on real text, against the checkpoint it was made from.
+
+    text: name of the text's file
+    weight_bytes: all graphs with their weights; checkpoint_bytes: the file they were made from
+    """
+
+    identity: Identity
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    text: str
+    bound: Bound | None = None
+    reading: TextReading | None = None
+    weight_bytes: int = 0
+    checkpoint_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +244,7 @@ class Results:
     machine: Machine
     parity: tuple[Parity, ...] = ()
     latency: tuple[Latency, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
 
 def write(results: Results, path: Path) -> None:

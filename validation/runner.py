@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,15 +17,17 @@ from exporter.progress import Progress, silent
 from runtimes import manifest, registry
 from runtimes.contract import Artifact
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
-from validation import diagnosis, judge, machine, outcome
+from runtimes.session import stored_initial_state
+from validation import diagnosis, judge, machine, outcome, tolerances
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
 from validation.latency import time_session
-from validation.outcome import Identity, Latency, Outcome, Parity, Results, placed_at
+from validation.outcome import Identity, Latency, Outcome, Parity, Quality, Results, placed_at
 from validation.parity import check
+from validation.quality import TOKENS, Text, measure_quality, open_text, require_tokens, take_passage
 from validation.tolerances import bound
 from validation.trace import choose_tokens, require_steps
 
-T = TypeVar("T", Parity, Latency)
+T = TypeVar("T", Parity, Quality, Latency)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,9 @@ def validate(
     checkpoint: Path | None = None,
     steps: int = 64,
     seed: int = 0,
+    quality: bool = False,
+    text: Path | None = None,
+    quality_tokens: int = TOKENS,
     progress: Progress = silent,
     find: Find = find_checkpoint,
     reference: Open = open_reference,
@@ -71,17 +77,27 @@ def validate(
     on:         "runtime:device" places; where empty, the place each artifact was made for
     checkpoint: what to compare with, its hash checked; where None, `find` looks for it on this machine
     steps:      tokens to compare over, drawn with `seed`
+    quality:    also read a text with every artifact, not only with those whose tolerance bounds that (`text_kl`)
+    text:       what is read, a UTF-8 file, which implies `quality`; where None, the text bundled for this
+    quality_tokens: how many of its tokens are predicted
     reference:  opens a checkpoint as the session whose numbers are right
 
-    Returns one parity row for each artifact and place: MISSING where this machine lacks something, ERROR where
-    something raised. Raises BadArtifact for a folder without a readable manifest; WrongCall for too few steps, and for
+    Returns one parity row for each artifact and place, and a quality row for those that read: MISSING where this
+    machine lacks something or the artifact has no tokenizer, ERROR where something raised. Raises BadArtifact for a
+    folder without a readable manifest; WrongCall for too few steps or tokens, for a text that cannot be read, and for
     a place in `on` that is unknown or cannot read one of the artifacts.
     """
     require_steps(steps)
+    require_tokens(quality_tokens)
+    chosen = open_text(text)
     locate = partial(same_checkpoint, checkpoint) if checkpoint else find
     golden = Golden(steps, seed, locate, reference, progress=progress)
-    rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in _cases(artifacts, on)]
-    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows))
+    cases = _cases(artifacts, on)
+    readers = [case for case in cases if quality or text or _reads(case)]
+    rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in cases]
+    unread = partial(_unread, chosen.name)
+    read = [_attempt(case, partial(_read, case, golden, chosen, quality_tokens, progress), unread) for case in readers]
+    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows), quality=tuple(read))
 
 
 def measure(
@@ -110,7 +126,8 @@ def exit_code(results: Results) -> int:
 
     A timing row that fell back counts too: its numbers are those of another device.
     """
-    outcomes = {row.outcome for row in results.parity} | {row.outcome for row in results.latency}
+    rows: tuple[Parity | Quality | Latency, ...] = (*results.parity, *results.quality, *results.latency)
+    outcomes = {row.outcome for row in rows}
     if outcomes - {Outcome.PASS, Outcome.MISSING}:
         return CheckFailed.exit_code
     return 0 if outcomes == {Outcome.PASS} else Missing.exit_code
@@ -146,6 +163,10 @@ def _unproven(case: Case, outcome: Outcome, reason: str) -> Parity:
     return Parity(case.identity, outcome, (reason,), steps=0)
 
 
+def _unread(text: str, case: Case, outcome: Outcome, reason: str) -> Quality:
+    return Quality(case.identity, outcome, (reason,), text)
+
+
 def _untimed(case: Case, outcome: Outcome, reason: str) -> Latency:
     return Latency(case.identity, outcome, (reason,))
 
@@ -161,9 +182,26 @@ def _validate(case: Case, golden: Golden, progress: Progress) -> Parity:
     registry.require(case.place)  # before the reference is run for nothing
     artifact = manifest.open_artifact(case.folder)
     trace = golden.trace(artifact)
+    itself = bound(row.itself) if row.itself else row
     sizes = [graph.tokens for graph in case.manifest.graphs]
     with closing(runtimes.open_on(artifact, case.place)) as session:
-        return check(session, trace, row, case.identity, graph_sizes=sizes, progress=progress)
+        return check(session, trace, row, case.identity, graph_sizes=sizes, itself=itself, progress=progress)
+
+
+def _reads(case: Case) -> bool:
+    """Whether the artifact's tolerance has a bound for text."""
+    row = tolerances.load(tolerances.TABLE).get(case.manifest.target.tolerance)
+    return row is not None and row.text_kl is not None
+
+
+def _read(case: Case, golden: Golden, text: Text, tokens: int, progress: Progress) -> Quality:
+    row = bound(case.manifest.target.tolerance)
+    registry.require(case.place)
+    artifact = manifest.open_artifact(case.folder)
+    passage, tuned = take_passage(text, artifact, tokens), stored_initial_state(artifact)
+    with closing(golden.reference(artifact)) as reference, closing(runtimes.open_on(artifact, case.place)) as session:
+        found = measure_quality(session, reference, passage, row, case.identity, tuned=tuned, progress=progress)
+    return replace(found, weight_bytes=weight_bytes(case.manifest), checkpoint_bytes=case.manifest.source.bytes)
 
 
 def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progress: Progress) -> Latency:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from runtimes.errors import WrongCall, did_you_mean
@@ -27,17 +27,21 @@ def load(path: Path) -> Mapping[str, Bound]:
     """Every row of a table by name; raises WrongCall naming the key that is unknown, missing or out of range."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: _row(name, values) for name, values in document.items()}
+        return {name: _row(name, values, document) for name, values in document.items()}
     except ValueError as error:
         raise WrongCall(f"{path}: {error}", hint="each row is [name] with the keys of Bound") from error
 
 
-def _row(name: str, values: object) -> Bound:
+def _row(name: str, values: object, others: Collection[str]) -> Bound:
     if not isinstance(values, dict) or "name" in values:
         raise SchemaError(f"unknown key {name}.name" if isinstance(values, dict) else f"{name} is not a table")
     row = from_plain(Bound, {"name": name, **values}, name)
     if not (row.max_abs > 0 and row.kl > 0 and row.state_rel > 0 and 0 < row.top1 <= 1):
         raise SchemaError(f"{name}: max_abs, kl and state_rel must be positive, top1 in (0, 1]")
+    if row.text_kl is not None and not row.text_kl > 0:
+        raise SchemaError(f"{name}: text_kl must be positive, or left out")
+    if row.itself is not None and row.itself not in others:
+        raise SchemaError(f"{name}.itself is {row.itself!r}, which is no row")
     if not row.reason.strip():
         raise SchemaError(f"{name}.reason is empty")
     return row

@@ -40,16 +40,9 @@ def require_steps(count: int) -> None:
 def record(
     session: Session, tokens: Sequence[int], *, tuned: Mapping[str, Array] | None = None, progress: Progress = silent
 ) -> Trace:
-    """Step through `tokens` from the initial state; raises WrongCall for fewer than FEWEST tokens.
-
-    tuned: initial tensors that came in a file of their own; they stand in where the session has a constant, never
-           where it has tuned values itself, which an artifact must have kept
-    """
+    """Step through `tokens` from `beginning`; raises WrongCall for fewer than FEWEST tokens."""
     require_steps(len(tokens))
-    start = copied(session.read_state(session.initial_state()))
-    for name, array in (tuned or {}).items():
-        if name in start and not np.ptp(start[name]):
-            start[name] = np.array(array, start[name].dtype).reshape(start[name].shape)
+    start = beginning(session, tuned)
     state = session.write_state(start)
     logits, states = [], [start]
     with progress("recording the reference", len(tokens)) as advance:
@@ -60,6 +53,19 @@ def record(
             states.append(copied(session.read_state(state)))
             advance(1)
     return Trace(tuple(tokens), np.stack(logits), tuple(states))
+
+
+def beginning(session: Session, tuned: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """The reference's state before the first token.
+
+    tuned: initial tensors that came in a file of their own; they stand in where the session has a constant, never
+           where it has tuned values itself, which an artifact must have kept
+    """
+    start = copied(session.read_state(session.initial_state()))
+    for name, array in (tuned or {}).items():
+        if name in start and not np.ptp(start[name]):
+            start[name] = np.array(array, start[name].dtype).reshape(start[name].shape)
+    return start
 
 
 def copied(arrays: Mapping[str, Array]) -> dict[str, Array]:

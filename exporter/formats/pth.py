@@ -1,4 +1,4 @@
-"""Reads torch files (.pth, .bin) without running code from them and without holding their data in memory."""
+"""Reads and writes torch files (.pth, .bin) without running code from them or holding their data in memory."""
 
 from __future__ import annotations
 
@@ -6,56 +6,82 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exporter.formats.sniff import DOWNLOAD_AGAIN, LEGACY_TORCH, first_bytes
-from exporter.formats.stored import FLOATS, Stored, not_a_weight
+from exporter.formats.stored import FLOATS, Stored, fill, in_file, not_a_weight
 from runtimes.errors import BadCheckpoint
 
 
 def read(path: Path) -> dict[str, Stored]:
     """Names to tensors of a torch file; raises BadCheckpoint.
 
-    Zip files (torch >= 1.6) stay mapped on disk. The format before that cannot be mapped and is read into memory.
+    Zip files (torch >= 1.6) stay on disk. The format before that does not say where its tensors lie and is read into
+    memory.
     """
     legacy = first_bytes(path).startswith(LEGACY_TORCH)
     if not legacy:
         _check_zip(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols, of no use to who exports
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
+            content = torch.load(path, map_location="cpu" if legacy else "meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # an altered pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadCheckpoint(f"{path} is damaged: {reason}", hint=DOWNLOAD_AGAIN) from error
-    return {name: _stored(tensor) for name, tensor in _tensors(path, content).items()}
+    return {name: _stored(path, name, tensor.detach()) for name, tensor in _tensors(path, content).items()}
 
 
-def _stored(tensor: Tensor) -> Stored:
-    tensor = tensor.detach()
-    return Stored(lambda: tensor)
+def write(
+    path: Path, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]], value: Callable[[str], Tensor]
+) -> None:
+    """Write tensors of one type, each asked for once, by name: torch writes the file with holes, which are then filled.
 
-
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    The checksums of the zip entries stay zero; torch.load does not look at them. Raises OSError.
+    """
+    with FakeTensorMode():
+        shells = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise BadCheckpoint(f"{path} is damaged: {error}", hint=DOWNLOAD_AGAIN) from error
-    size = path.stat().st_size
-    raise BadCheckpoint(
-        f"{path} is truncated: its {size} bytes lack the directory that ends a torch file", hint=DOWNLOAD_AGAIN
-    )
+        with path.open("wb") as stream, torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(shells, stream)
+    except RuntimeError as error:
+        raise error.__context__ or error from None  # torch hides what the stream raised
+    placed = torch.load(path, map_location="meta", weights_only=True)
+    fill(path, {name: _offset(tensor) for name, tensor in placed.items()}, value)
+
+
+def _stored(path: Path, name: str, tensor: Tensor) -> Stored:
+    return in_file(path, name, _offset(tensor), like=tensor) if tensor.is_meta else Stored(lambda: tensor)
+
+
+def _offset(tensor: Tensor) -> int:
+    """Where in the file a tensor that was loaded to the meta device has its first element, in bytes."""
+    start = cast(int, tensor.untyped_storage()._checkpoint_offset)
+    return start + int(tensor.storage_offset()) * tensor.dtype.itemsize
 
 
 def _check_zip(path: Path) -> None:
-    entries = _entries(path)
-    names = [entry.filename for entry in entries]
+    try:
+        if not zipfile.is_zipfile(path):
+            raise BadCheckpoint(
+                f"{path} is truncated: its {path.stat().st_size} bytes lack the directory that ends a torch file",
+                hint=DOWNLOAD_AGAIN,
+            )
+        with zipfile.ZipFile(path) as archive:
+            _check_archive(path, archive)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError) as error:
+        raise BadCheckpoint(f"{path} is damaged: {error}", hint=DOWNLOAD_AGAIN) from error
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
         raise BadCheckpoint(
             f"{path} contains Python code (a TorchScript program), refused", hint="save model.state_dict() instead"
@@ -64,8 +90,10 @@ def _check_zip(path: Path) -> None:
         listing = ", ".join(names[:3]) or "nothing"
         raise BadCheckpoint(f"{path} is a zip archive but not a torch file: it holds {listing}", hint="unpack it first")
     # Mapping a compressed entry would read its compressed bytes as weights.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
         raise BadCheckpoint(f"{path} was packed again with compression", hint="use the file as torch.save wrote it")
+    if any(archive.read(name) == b"big" for name in names if name.endswith("/byteorder")):
+        raise BadCheckpoint(f"{path} was written on a big-endian machine", hint="save it again on this one")
 
 
 def _refused(path: Path, reason: str) -> BadCheckpoint:

@@ -65,7 +65,7 @@ class Take:
         return self(name, fn=fn) if self.has(name) else None
 
     def _read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        tensor = self._weights[name][rows].to(torch.float32)
+        tensor = self._weights[name][rows].to(torch.float32, copy=True)  # a view would keep the file in memory
         check_finite(name, tensor)
         return tensor
 

@@ -103,6 +103,23 @@ class MatVec(nn.Module):
         return total
 
 
+class OuterDifference(nn.Module):
+    """a b^T - c d^T: (1, H, A, 1), (1, H, B), (1, H, A, 1), (1, H, B) -> (1, H, A, B).
+
+    One matmul of rank two writes the matrix once, where two products and their difference write three.
+    """
+
+    def __init__(self, spelling: Spelling) -> None:
+        super().__init__()
+        self.multiply = spelling.contract == "multiply"
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        """(1, H, A, 1), (1, H, B), (1, H, A, 1), (1, H, B) -> (1, H, A, B)."""
+        if self.multiply:
+            return a * row(b) - c * row(d)
+        return torch.cat([a, -c], 3) @ torch.cat([row(b), row(d)], 2)
+
+
 class VecMat(nn.Module):
     """v M over the matrix's first axis: (1, H, A), (1, H, A, B) -> (1, H, B)."""
 

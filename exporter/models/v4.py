@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
+from exporter.models.blocks import BlockRecurrence
 from exporter.models.layers import (
     GatedChannelMix,
     TokenShift,
@@ -19,7 +20,7 @@ from exporter.models.layers import (
     step_model,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import at, last, stack
+from exporter.models.primitives import last
 from runtimes.contract import TensorSpec
 
 VERSIONS = ("4",)
@@ -94,8 +95,7 @@ class TimeMix(nn.Module):
         self.shift = TokenShift(**{name: take(f"time_mix_{name}", fn=complement) for name in "kvr"})
         names = ("receptance", "key", "value", "output")
         self.receptance, self.key, self.value, self.output = (project(take, name) for name in names)
-        self.decay = take("time_decay", fn=growth)
-        self.bonus = take("time_first", fn=flat)
+        self.recurrence = Recurrence(take)
 
     def forward(
         self, x: Tensor, first: Tensor | None, shift: Tensor, aa: Tensor, bb: Tensor, pp: Tensor
@@ -103,19 +103,47 @@ class TimeMix(nn.Module):
         """x (T, C); shift, aa, bb, pp (1, C) -> added (T, C), first, shift, aa, bb, pp."""
         xk, xv, xr = self.shift(x, shift)
         r, k, v = torch.sigmoid(self.receptance(xr)), self.key(xk), self.value(xv)
-        ys = []
-        for t in range(x.shape[0]):
-            y, aa, bb, pp = self.recur(at(t, k), at(t, v), aa, bb, pp)
-            ys.append(y)
-        return self.output(r * stack(ys)), first, last(x), aa, bb, pp
+        y, aa, bb, pp = self.recurrence(k, v, aa, bb, pp)
+        return self.output(r * y), first, last(x), aa, bb, pp
 
-    def recur(self, k: Tensor, v: Tensor, aa: Tensor, bb: Tensor, pp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One token, all (1, C): the output reads with the bonus, the state then decays and takes k, v."""
-        now = self.bonus + k
-        q = torch.maximum(pp, now)
-        old, new = torch.exp(pp - q), torch.exp(now - q)
-        y = (old * aa + new * v) / (old * bb + new)
+
+class Recurrence(BlockRecurrence):
+    """(k, v, aa, bb, pp) -> (y, aa, bb, pp): k, v, y (T, C), the state (1, C).
+
+    aa and bb are the sums of e^k v and e^k, both times e^-pp, pp being the largest exponent among them.
+    """
+
+    def __init__(self, take: Take) -> None:
+        super().__init__(given=2, block=1)  # any number of tokens is solved at once
+        self.decay, self.bonus = take("time_decay", fn=growth), take("time_first", fn=flat)
+
+    def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """One token: the output reads with the bonus, the state then decays and takes k, v."""
+        k, v, aa, bb, pp = tensors
+        y = self.read(k, v, aa, bb, pp)
         decayed = pp - self.decay
         q = torch.maximum(decayed, k)
         old, new = torch.exp(decayed - q), torch.exp(k - q)
         return y, old * aa + new * v, old * bb + new, q
+
+    def read(self, k: Tensor, v: Tensor, aa: Tensor, bb: Tensor, pp: Tensor) -> Tensor:
+        """The outputs of tokens, each with the state before it, all (T, C)."""
+        now = self.bonus + k
+        q = torch.maximum(pp, now)
+        old, new = torch.exp(pp - q), torch.exp(now - q)
+        return (old * aa + new * v) / (old * bb + new)
+
+    def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """All states by doubling: the state first, then the tokens, and every sum reaches twice as far each round."""
+        k, v, aa, bb, pp = tensors
+        p = torch.cat([pp, k], 0)  # (1 + T, C)
+        sums = torch.stack([torch.cat([aa, v], 0), torch.cat([bb, torch.ones_like(k)], 0)], 0)  # (2, 1 + T, C)
+        reach = 1
+        while reach < p.shape[0]:
+            far, near = p[:-reach] - self.decay * reach, p[reach:]
+            q = torch.maximum(far, near)
+            added = torch.exp(far - q) * sums[:, :-reach] + torch.exp(near - q) * sums[:, reach:]
+            p, sums = torch.cat([p[:reach], q], 0), torch.cat([sums[:, :reach], added], 1)
+            reach *= 2
+        y = self.read(k, v, sums[0, :-1], sums[1, :-1], p[:-1])
+        return y, sums[0, -1:], sums[1, -1:], p[-1:]

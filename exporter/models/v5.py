@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
+from exporter.models.blocks import BlockRecurrence, between, blocked, chain, joined, unblocked
 from exporter.models.layers import (
     GatedChannelMix,
     TokenShift,
@@ -20,10 +21,12 @@ from exporter.models.layers import (
     step_model,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import Reduce, VecMat, at, column, last, row, stack
+from exporter.models.primitives import Reduce, VecMat, at, column, last, row
 from runtimes.errors import BadCheckpoint
 
 VERSIONS = ("5.0", "5.1", "5.2")
+
+NOTHING_LEFT = -128.0  # e^-128 is 0 in float32, and 32 times -128 is finite in float16 too
 
 
 def matches(names: Collection[str]) -> str | None:
@@ -96,6 +99,12 @@ def decay_row(time_decay: Tensor) -> Tensor:
     return torch.exp(-torch.exp(time_decay)).reshape(1, heads, -1, 1)
 
 
+def log_decay_row(time_decay: Tensor) -> Tensor:
+    """-exp(time_decay) as (1, H, 1, N or 1), along the channels of a block."""
+    heads = time_decay.shape[0]
+    return (-torch.exp(time_decay)).clamp(min=NOTHING_LEFT).reshape(1, heads, 1, -1)
+
+
 def bonus_5_2(time_faaaa: Tensor) -> Tensor:
     """u as it is, (1, H, N): one a key channel."""
     return time_faaaa.reshape(1, *time_faaaa.shape)
@@ -117,25 +126,42 @@ class TimeMix(nn.Module):
         self.shift = TokenShift(**{name: take(f"time_mix_{name}", fn=complement) for name in names})
         linears = ("receptance", "key", "value", "output")
         self.receptance, self.key, self.value, self.output = (project(take, name) for name in linears)
-        self.decay = take("time_decay", fn=decay_row)
-        late = take.has("time_faaaa")
-        self.bonus = take("time_faaaa", fn=bonus_5_2) if late else take("time_first", fn=bonus_5_0)
-        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        self.recurrence = Recurrence(take, spec, spelling)
         self.ln_x = head_norm(take, spec, spelling)
 
     def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
         """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
         xr, xk, xv, *xg = self.shift(x, shift)
-        heads = (x.shape[0], self.heads, self.size)
+        heads = (-1, self.heads, self.size)
         r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
-        ys = []
-        for t in range(x.shape[0]):
-            y, wkv = recur(wkv, at(t, r), at(t, k), at(t, v), self.decay, self.bonus, self.dot, self.read)
-            ys.append(y)
-        y = self.ln_x(stack(ys))
+        y, wkv = self.recurrence(r, k, v, wkv)
+        y = self.ln_x(y)
         if self.gate is not None:
             y = y * F.silu(self.gate(xg[0]))
         return self.output(y), first, last(x), wkv
+
+
+class Recurrence(BlockRecurrence):
+    """The fixed decay's: (r, k, v, S) -> (y, S); vectors (T, H, N), S (1, H, N key, N value)."""
+
+    def __init__(self, take: Take, spec: ModelSpec, spelling: Spelling) -> None:
+        super().__init__(given=3, block=spelling.block)
+        self.decay, self.log_decay = take("time_decay", fn=decay_row), take("time_decay", fn=log_decay_row)
+        late = take.has("time_faaaa")
+        self.bonus = take("time_faaaa", fn=bonus_5_2) if late else take("time_first", fn=bonus_5_0)
+        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+
+    def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """One token."""
+        r, k, v, wkv = tensors
+        return recur(wkv, r, k, v, self.decay, self.bonus, self.dot, self.read)
+
+    def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Blocks of one decay."""
+        r, k, v, wkv = tensors
+        size = min(self.block, r.shape[0])
+        y, wkv = solve(wkv, r, k, v, self.log_decay.expand(-1, -1, size, -1))
+        return y + self.dot(r * self.bonus * k) * v, wkv
 
 
 def recur(
@@ -148,3 +174,23 @@ def recur(
     kv = column(k) * row(v)  # (1, H, key, value)
     y = read(r, wkv) + dot(r * u * k) * v  # read before the update
     return y, kv + w * wkv
+
+
+def solve(wkv: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole blocks, the bonus left out: r, k, v (T, H, N), log_w (blocks or 1, H, size, N or 1) -> y (T, H, N), wkv.
+
+    Past tokens of a block are seen through scores, level by level of `joined`, whose two factors are decays and so
+    within 1; the state is needed where a block starts only, from S' = diag(w) S + D.
+    """
+    size = log_w.shape[2]
+    r, k, v = blocked(r, size), blocked(k, size), blocked(v, size)  # (blocks, H, size, N)
+    spans = between(size, log_w)
+    w = torch.exp(spans.reshape(-1, size) @ log_w)
+    w = w.reshape(*log_w.shape[:2], -1, *log_w.shape[2:])  # (blocks or 1, H, 2 + levels, size, N or 1)
+    until, within, since = w[:, :, 0], w[:, :, 1:-1], w[:, :, -1]
+    scores = (r[:, :, None] * within) @ (k[:, :, None] * within).mT  # (blocks, H, levels, t, s)
+    scores = (scores * joined(size, log_w)).sum(2)
+    keep = torch.exp(log_w.sum(2)).unsqueeze(-1)  # (blocks or 1, H, key, 1)
+    add = (k * since).mT @ v  # (blocks, H, key, value)
+    entering, wkv = chain(wkv, lambda s, n: at(n, keep) * s + at(n, add), add.shape[0])
+    return unblocked(scores @ v + (r * until) @ entering), wkv

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
+from exporter.models.blocks import BlockRecurrence, blocked
 from exporter.models.layers import (
     GatedChannelMix,
     Linear,
@@ -22,8 +23,8 @@ from exporter.models.layers import (
     transposed,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import Reduce, VecMat, at, column, last, previous, stack
-from exporter.models.v5 import bonus_5_2, recur
+from exporter.models.primitives import Reduce, VecMat, column, last, previous
+from exporter.models.v5 import NOTHING_LEFT, bonus_5_2, recur, solve
 
 VERSIONS = ("6",)
 
@@ -122,19 +123,37 @@ class TimeMix(nn.Module):
         self.receptance, self.key, self.value, self.gate, self.output = (project(take, name) for name in linears)
         self.decay_down = Linear(take("time_decay_w1", fn=transposed))
         self.decay_up = Linear(take("time_decay_w2", fn=transposed), take("time_decay", fn=flat))
-        self.bonus = take("time_faaaa", fn=bonus_5_2)
-        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        self.recurrence = Recurrence(take, spec, spelling)
         self.ln_x = head_norm(take, spec, spelling)
 
     def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
         """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
         xw, xk, xv, xr, xg = self.shift(x, shift)
-        heads = (x.shape[0], self.heads, self.size)
+        heads = (-1, self.heads, self.size)
         r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
-        w = torch.exp(-torch.exp(self.decay_up(torch.tanh(self.decay_down(xw))))).reshape(heads)
-        ys = []
-        for t in range(x.shape[0]):
-            y, wkv = recur(wkv, at(t, r), at(t, k), at(t, v), column(at(t, w)), self.bonus, self.dot, self.read)
-            ys.append(y)
-        y = self.ln_x(stack(ys)) * F.silu(self.gate(xg))
-        return self.output(y), first, last(x), wkv
+        log_w = -torch.exp(self.decay_up(torch.tanh(self.decay_down(xw)))).reshape(heads)
+        y, wkv = self.recurrence(r, log_w, k, v, wkv)
+        return self.output(self.ln_x(y) * F.silu(self.gate(xg))), first, last(x), wkv
+
+
+class Recurrence(BlockRecurrence):
+    """v5.2's with a decay for every token: (r, log_w, k, v, S) -> (y, S); vectors (T, H, N), S (1, H, key, value)."""
+
+    idle_zeros = True
+
+    def __init__(self, take: Take, spec: ModelSpec, spelling: Spelling) -> None:
+        super().__init__(given=4, block=spelling.block)
+        self.bonus = take("time_faaaa", fn=bonus_5_2)
+        self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+
+    def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """One token."""
+        r, log_w, k, v, wkv = tensors
+        return recur(wkv, r, k, v, column(torch.exp(log_w)), self.bonus, self.dot, self.read)
+
+    def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Blocks of as many decays as tokens."""
+        r, log_w, k, v, wkv = tensors
+        size = min(self.block, r.shape[0])
+        y, wkv = solve(wkv, r, k, v, blocked(log_w.clamp(min=NOTHING_LEFT), size))
+        return y + self.dot(r * self.bonus * k) * v, wkv

@@ -13,7 +13,7 @@ from exporter.models import layout as lay
 from exporter.models import v7
 from exporter.models.layers import Linear, TokenShift, embedded, flat, project, step_model, transposed
 from exporter.models.parameters import Take
-from exporter.models.primitives import VecMat, at, last, stack
+from exporter.models.primitives import VecMat, last
 
 VERSIONS = ("7a",)
 
@@ -89,9 +89,9 @@ class DeepChannelMix(nn.Module):
         k = torch.relu(self.key(self.shift(x, shift)[0]))
         small = self.down(x)  # (T, s)
         size = small.shape[1]
-        rows = F.embedding(tokens, self.deep)  # (T, s*s)
-        turned = []
-        for t in range(x.shape[0]):
-            matrix = at(t, rows).reshape(1, 1, size, size)
-            turned.append(self.turn(at(t, small).reshape(1, 1, size), matrix).reshape(1, size))
-        return self.value(k * k * self.up(stack(turned))), last(x)
+        matrices = F.embedding(tokens, self.deep).reshape(-1, 1, size, size)  # (T, 1, s, s)
+        if x.shape[0] == 1:
+            turned = self.turn(small.reshape(1, 1, size), matrices)
+        else:
+            turned = small.reshape(-1, 1, 1, size) @ matrices
+        return self.value(k * k * self.up(turned.reshape(-1, size))), last(x)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir import external_data
 from torch import nn
 
+from exporter import streaming
 from exporter.models.parameters import value
 from exporter.progress import Progress
+from exporter.streaming import Piece
 
 SMALL = 1024  # bytes; smaller tensors stay inside the .onnx file
-PAGE = 4096  # bytes; large tensors start on a page, so that a runtime can map them
+LARGE = 1 << 20  # bytes; larger tensors start on a page, so that a runtime can map them
+PAGE = 4096  # bytes
+LINE = 64  # bytes; the others start on a cache line, whatever odd lengths come before them
 TAKE_MATRICES = ("Gemm", "MatMul", "Gather")
 
 
@@ -80,19 +84,49 @@ def _as_half(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 
 def save_with_data(model: ir.Model, path: Path, data: str, progress: Progress) -> dict[str, ir.ExternalTensor]:
     """Write `model` to `path` and its weights, one by one, to the file `data` beside it; returns where they lie."""
-    total = sum(i.const_value.nbytes for i in model.graph.initializers.values() if i.const_value is not None)
-    with progress(f"writing {data}", total) as advance:
-
-        def wrote(tensor: ir.TensorProtocol, _: object) -> None:
-            advance(tensor.nbytes)
-
-        external_data.unload_from_model(
-            model, path.parent, data, size_threshold_bytes=SMALL, callback=wrote, alignment=PAGE
-        )
+    large = list(_large(model))
+    pieces = _place(large)
+    streaming.write(path.with_name(data), pieces, progress)
+    for (initializer, tensor), piece in zip(large, pieces, strict=True):
+        initializer.const_value = _external(tensor, piece, path.with_name(data))
     _read_rest(model)
     onnx.save(ir.to_proto(model), path)
     values = {name: initializer.const_value for name, initializer in model.graph.initializers.items()}
     return {name: tensor for name, tensor in values.items() if isinstance(tensor, ir.ExternalTensor)}
+
+
+def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for graph in model.graphs():
+        for initializer in graph.initializers.values():
+            tensor = initializer.const_value
+            if tensor is not None and tensor.nbytes > SMALL:
+                yield initializer, tensor
+
+
+def _place(tensors: Iterable[tuple[ir.Value, ir.TensorProtocol]]) -> list[Piece]:
+    """Where each tensor will lie in the data file."""
+    pieces, end = [], 0
+    for initializer, tensor in tensors:
+        step = PAGE if tensor.nbytes > LARGE else LINE
+        start = -(-end // step) * step
+        pieces.append(Piece(str(initializer.name), start, tensor.nbytes, partial(_content, tensor)))
+        end = pieces[-1].end
+    return pieces
+
+
+def _content(tensor: ir.TensorProtocol) -> memoryview:
+    """The bytes of a tensor as ONNX stores them."""
+    if tensor.dtype.bitwidth < 8:
+        return memoryview(tensor.tobytes())  # packed
+    array: Any = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+    return memoryview(array)
+
+
+def _external(tensor: ir.TensorProtocol, piece: Piece, data: Path) -> ir.ExternalTensor:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor(
+        data.name, piece.offset, piece.length, tensor.dtype, shape=shape, name=piece.name, base_dir=data.parent
+    )
 
 
 def save_sharing(model: ir.Model, path: Path, weights: Mapping[str, ir.ExternalTensor]) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from exporter import graph, ports
+from exporter import ports
 from exporter.contract import Job, ModelSpec, Option, Target, Written
-from exporter.quiet import quiet
+from runtimes.errors import WrongCall
 from runtimes.manifest import Graph, Kept, Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
+
+QUANTISED = {"int8": "int8", "int4": "int4", "int4-b128": "int4", "int4-int8": "int4"}
+STORED = {"fp32": "float32", "fp16": "float16"} | {name: name for name in QUANTISED}
 
 TARGETS = (
     Target(
@@ -21,8 +25,21 @@ TARGETS = (
         summary="ONNX Runtime on x86 and Arm CPUs: Linux, Windows, macOS, Android, iOS",
         runtime="ort",
         device="cpu",
-        precisions={"fp32": "fp32", "fp16": "fp16-weights"},
+        precisions={"fp32": "fp32", "fp16": "fp16-weights", **QUANTISED},
         options=(
+            Option(
+                "graphs",
+                ("one", "each"),
+                "one",
+                "with --prefill: one file for every number of tokens, which holds the weights once in memory, or a "
+                "file of fixed shapes for each, as rwkv-mobile's names always give",
+            ),
+            Option(
+                "state",
+                ("separate", "stacked"),
+                "separate",
+                "a tensor for each layer and kind of state, or one for each kind, (layers, ...), which is less to bind",
+            ),
             Option(
                 "names", ("own", "rwkv-mobile"), "own", "input and output names and shapes; rwkv-mobile: in, state0_in"
             ),
@@ -47,80 +64,94 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """rwkv-mobile's names exist for some versions only."""
+    """rwkv-mobile's names exist for some versions only, and for separate state."""
     if options["names"] == "rwkv-mobile":
         ports.rwkv_mobile(spec)
+        if options["state"] == "stacked":
+            raise WrongCall("rwkv-mobile loads a state tensor for each layer", hint="leave out -O state=stacked")
 
 
 def export(job: Job, folder: Path) -> Written:
-    """Write decode.onnx and one prefill{n}.onnx a size, all on one data file."""
+    """Write decode.onnx and one prefill{n}.onnx a size, or one model.onnx for all sizes, on one data file."""
     from exporter.passes import onnx_weights
 
-    mobile = job.options["names"] == "rwkv-mobile"
-    named = ports.rwkv_mobile(job.spec) if mobile else ports.own(job.spec)
-    graphs, weights = [], {}
-    for tokens in (1, *job.prefill):
-        name = "decode" if tokens == 1 else f"prefill{tokens}"
+    named, module = _ports(job)
+    graphs: list[Graph] = []
+    for name, sizes in _files(job).items():
         with job.progress(f"tracing {name}"):
-            model = _trace(job, named, tokens, mobile)
-            if job.precision == "fp16":
-                onnx_weights.halve(model)
+            model, up_to = _traced(module, named, sizes, int(job.options["opset"]))
+            kept = _store(model, job.precision)
         path = folder / f"{name}.onnx"
-        if tokens == 1:
+        if not graphs:
             weights = onnx_weights.save_with_data(model, path, DATA, job.progress)
         else:
             onnx_weights.save_sharing(model, path, weights)
-        graphs.append(Graph(tokens, path.name, named.tokens, "int32" if mobile else "int64", named.logits))
-    half = Precision("float16", "float32", (KEPT,))
-    precision = half if job.precision == "fp16" else Precision("float32", "float32")
-    return Written(tuple(graphs), named.state, precision, _tools(), {"Step it elsewhere": _usage(named)})
+        graphs += [_entry(path.name, size, named, up_to=up_to and size > 1) for size in sizes]
+    precision = Precision(STORED[job.precision], "float32", kept)
+    return Written(tuple(graphs), named.state, precision, _tools(), {"Step it elsewhere": _usage(named, graphs[0])})
 
 
-def _trace(job: Job, named: ports.Ports, tokens: int, mobile: bool) -> ir.Model:
-    """The optimised graph, its weights still in the checkpoint."""
-    import torch
+def _files(job: Job) -> dict[str, tuple[int, ...]]:
+    """What each graph file is called, and the numbers of tokens it is for."""
+    sizes = (1, *job.prefill)
+    if job.prefill and job.options["graphs"] == "one" and job.options["names"] == "own":
+        return {"model": sizes}
+    return {"decode" if size == 1 else f"prefill{size}": (size,) for size in sizes}
 
-    from exporter.passes import onnx_tidy, onnx_weights
 
-    model, inputs = job.model, graph.arguments(job.spec, tokens)
-    if mobile:
-        model = ports.Widened(model, job.spec)
-        state = (torch.full(tensor.shape, tensor.fill) for tensor in named.state)
-        inputs = (torch.zeros(1, tokens, dtype=torch.int32), *state)
-    program = graph.trace_without_weights(model, inputs)
-    with quiet():
-        exported = torch.onnx.export(
-            program,
-            inputs,
-            dynamo=True,
-            opset_version=int(job.options["opset"]),
-            input_names=named.inputs(),
-            output_names=named.outputs(),
-            optimize=False,
-            verbose=False,
-        )
-    made = cast("torch.onnx.ONNXProgram", exported).model  # None only where a path is given
-    onnx_weights.attach(made, dict(model.named_parameters()))
-    onnx_tidy.tidy(made)
-    onnx_tidy.strip(made)
-    return made
+def _ports(job: Job) -> tuple[ports.Ports, nn.Module]:
+    """What inputs and outputs are called, and the step with these."""
+    if job.options["names"] == "rwkv-mobile":
+        return ports.rwkv_mobile(job.spec), ports.Widened(job.model, job.spec)
+    if job.options["state"] == "stacked":
+        return ports.stacked(job.spec), ports.Stacked(job.model, job.spec)
+    return ports.own(job.spec), job.model
+
+
+def _traced(module: nn.Module, named: ports.Ports, sizes: tuple[int, ...], opset: int) -> tuple[ir.Model, bool]:
+    """The graph, and whether it takes any number of tokens up to the largest size."""
+    from exporter import onnx_graph
+
+    if len(sizes) > 1:
+        return onnx_graph.joined(module, named, sizes[1:], opset=opset)
+    return onnx_graph.fixed(module, named, sizes[0], opset=opset), False
+
+
+def _entry(file: str, size: int, named: ports.Ports, *, up_to: bool) -> Graph:
+    ids = str(named.ids).removeprefix("torch.")
+    return Graph(size, file, named.tokens, ids, named.logits, up_to=up_to)
+
+
+def _store(model: ir.Model, precision: str) -> tuple[Kept, ...]:
+    """Rewrite the graph for weights stored in `precision`; what stays wider, and why."""
+    if precision == "fp32":
+        return ()
+    if precision == "fp16":
+        from exporter.passes import onnx_weights
+
+        onnx_weights.halve(model)
+        return (KEPT,)
+    from exporter.passes import onnx_quantise
+
+    return onnx_quantise.quantise(model, onnx_quantise.PRESETS[precision])
 
 
 def _tools() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
 
 
-def _usage(named: ports.Ports) -> str:
+def _usage(named: ports.Ports, step: Graph) -> str:
     first, *_ = named.state
-    return USAGE.format(tokens=named.tokens, logits=named.logits, input=first.input, output=first.output, data=DATA)
+    ports = {"tokens": named.tokens, "logits": named.logits, "input": first.input, "output": first.output}
+    return USAGE.format(file=step.file, data=DATA, **ports)
 
 
-USAGE = """Any ONNX Runtime package opens `decode.onnx` (keep `{data}` beside it). In Kotlin, with
+USAGE = """Any ONNX Runtime package opens `{file}` (keep `{data}` beside it). In Kotlin, with
 `com.microsoft.onnxruntime:onnxruntime-android`:
 
 ```kotlin
 val env = OrtEnvironment.getEnvironment()
-val session = env.createSession("decode.onnx")
+val session = env.createSession("{file}")
 // inputs: {tokens} and every state input, e.g. {input}; start from the fill values below
 session.run(inputs).use {{ out ->
     val logits = out.get("{logits}").get()          // the next token's logits

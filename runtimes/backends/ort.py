@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: opens .onnx artifacts with explicit state."""
+"""ONNX Runtime on the CPU, alone or with kernels of our own: opens .onnx artifacts with explicit state."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from runtimes import threads
+from runtimes.buffers import Pool, Slot
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact
+from runtimes.huge_pages import huge_pages
 from runtimes.manifest import Graph, Manifest
+from runtimes.native import build
+from runtimes.native.rewrite import DOMAIN, rewrite
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".onnx",)
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cpu-fused")
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cpu-fused": "CPUExecutionProvider"}
+UNITS = {"cpu": {"CPUExecutionProvider"}, "cpu-fused": {"CPUExecutionProvider", DOMAIN}}
+EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 
 def missing(device: str) -> str | None:
@@ -27,43 +34,69 @@ def missing(device: str) -> str | None:
     except ImportError:
         return "the Python package onnxruntime is not installed"
     provider = PROVIDERS[device]
-    return None if provider in onnxruntime.get_available_providers() else f"this onnxruntime has no {provider}"
+    if provider not in onnxruntime.get_available_providers():
+        return f"this onnxruntime has no {provider}"
+    return build.missing() if device == "cpu-fused" else None
 
 
 def open_session(artifact: Artifact, device: str) -> Session:
     """Load every graph of the artifact; raises BadArtifact where ONNX Runtime refuses one."""
     manifest = artifact.manifest
-    loaded = {graph.tokens: _load(artifact.folder / graph.file, device) for graph in manifest.graphs}
-    runs = {graph.tokens: _runner(loaded[graph.tokens], graph, manifest) for graph in manifest.graphs}
-    return explicit_session(artifact, runs, lambda: _placement(loaded[1], device))
+    files = dict.fromkeys(graph.file for graph in manifest.graphs)
+    with huge_pages():
+        loaded = {file: _load(artifact.folder / file, manifest, device) for file in files}
+    pool = Pool([tensor.spec() for tensor in manifest.state])
+    runs = {graph.tokens: _runner(loaded[graph.file], graph, manifest, pool) for graph in manifest.graphs}
+    step = next(loaded[graph.file] for graph in manifest.graphs if graph.tokens == 1)
+    return explicit_session(artifact, runs, lambda: _placement(step, device))
 
 
-def _load(path: Path, device: str) -> Any:
+def _load(path: Path, manifest: Manifest, device: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads.requested()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    model: Path | bytes = path
+    if device == "cpu-fused":
+        model = rewrite(path, manifest.model.version)
+        options.register_custom_ops_library(str(build.library()))
+        options.add_session_config_entry(EXTERNAL_DATA, str(path.parent))
     try:
-        return onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+        return onnxruntime.InferenceSession(model, options, providers=[PROVIDERS[device]])
     except Exception as error:  # onnxruntime raises its own untyped family
         raise BadArtifact(f"onnxruntime cannot load {path}: {error}", hint="export again") from error
 
 
-def _runner(session: Any, graph: Graph, manifest: Manifest) -> Run:
-    names = [tensor.input for tensor in manifest.state]
-    outputs = [graph.output, *(tensor.output for tensor in manifest.state)]
+def _runner(session: Any, graph: Graph, manifest: Manifest, pool: Pool) -> Run:
+    inputs = [tensor.input for tensor in manifest.state]
+    outputs = [tensor.output for tensor in manifest.state]
     shapes = {port.name: port.shape for port in session.get_inputs()}
-    _same_ports(graph, [graph.input, *names], shapes)
-    _same_ports(graph, outputs, [port.name for port in session.get_outputs()])
-    wanted = shapes[graph.input]
+    results = {port.name: port.shape for port in session.get_outputs()}
+    _same_ports(graph, [graph.input, *inputs], shapes)
+    _same_ports(graph, [graph.output, *outputs], results)
+    leading = [1] * (len(shapes[graph.input]) - 1)
     dtype = np.dtype(graph.input_dtype)
+    bindings: dict[tuple[int, int], Any] = {}  # by the addresses of a pair of slots: a decode loop has two
+
+    def bound(before: Slot, after: Slot) -> Any:
+        binding = session.io_binding()
+        for name, array in zip(inputs, before, strict=True):
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in zip(outputs, after, strict=True):
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        feed = dict(zip(names, state, strict=True))
-        feed[graph.input] = tokens.astype(dtype).reshape(wanted)
-        logits, *new = session.run(outputs, feed)
-        return logits, tuple(new)
+        before, after = pool.own(state), pool.take()
+        key = (id(before[0]), id(after[0]))
+        binding = bindings.get(key) or bindings.setdefault(key, bound(before, after))
+        ids, logits = tokens.astype(dtype), np.empty(results[graph.output], np.float32)
+        binding.bind_input(graph.input, "cpu", 0, dtype, [*leading, len(ids)], ids.ctypes.data)
+        binding.bind_output(graph.output, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        session.run_with_iobinding(binding)
+        return logits, after
 
     return run
 
@@ -74,9 +107,9 @@ def _same_ports(graph: Graph, wanted: Collection[str], found: Collection[str]) -
 
 
 def _placement(session: Any, device: str) -> Placement:
-    """Nodes per execution provider, as ONNX Runtime assigned them."""
+    """Nodes per execution provider, as ONNX Runtime assigned them; those that our kernels compute apart."""
     nodes: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
-        nodes[part.ep_name] += len(part.get_nodes())
-    own = set(nodes) == {PROVIDERS[device]}
-    return Placement(f"ort:{device}", f"ort:{device}" if own else f"ort:{'+'.join(sorted(nodes))}", dict(nodes))
+        nodes.update(DOMAIN if node.domain == DOMAIN else part.ep_name for node in part.get_nodes())
+    units = next((name for name, units in UNITS.items() if units == set(nodes)), "+".join(sorted(nodes)))
+    return Placement(f"ort:{device}", f"ort:{units}", dict(nodes))

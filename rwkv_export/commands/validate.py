@@ -16,6 +16,20 @@ Checkpoint = Annotated[
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
+Quality = Annotated[
+    bool, typer.Option("--quality", metavar="", help="Also read a text, whatever the precision: KL and perplexity.")
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="The text to read, UTF-8. Implies --quality.",
+        show_default="one that comes along, which no bundled model was trained on",
+    ),
+]
+QualityTokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
 Junit = Annotated[Path | None, output_file("--junit", "Also write a JUnit XML report, for CI.")]
 Markdown = Annotated[Path | None, output_file("--markdown", "Also write the table as Markdown.")]
 
@@ -27,6 +41,9 @@ def validate(
     checkpoint: Checkpoint = None,
     steps: Steps = 64,
     seed: Seed = 0,
+    quality: Quality = False,
+    text: Text = None,
+    quality_tokens: QualityTokens = 1024,
     json: JsonFile = None,
     junit: Junit = None,
     markdown: Markdown = None,
@@ -35,16 +52,29 @@ def validate(
     """Run artifacts and compare every logit and state tensor with the checkpoint, token by token.
 
     Two readings, both must hold: local, where the reference's state is written before every step, and free, where
-    errors accumulate. Exit code 0: all pass. 1: something is wrong, or ran elsewhere than asked. 3: it cannot run here.
+    errors accumulate. Quantised artifacts also read a text beside their checkpoint: the mean KL between what the two
+    predict has a bound. Exit code 0: all pass. 1: something is wrong, or ran elsewhere than asked. 3: it cannot run
+    here.
 
     Examples:
       rwkv-export validate out/*
       rwkv-export validate out/tiny.onnx-cpu.fp32 --on ort:cpu --steps 128
       rwkv-export validate out/* --json results.json --junit parity.xml
+      rwkv-export validate out/* --text book.txt --quality-tokens 4096
     """
     import validation
     from rwkv_export import output, results
 
     with output.talking(quiet) as progress:
-        found = validation.validate(artifacts, on=on, checkpoint=checkpoint, steps=steps, seed=seed, progress=progress)
+        found = validation.validate(
+            artifacts,
+            on=on,
+            checkpoint=checkpoint,
+            steps=steps,
+            seed=seed,
+            quality=quality,
+            text=text,
+            quality_tokens=quality_tokens,
+            progress=progress,
+        )
     raise typer.Exit(results.deliver(found, json=json, junit=junit, markdown=markdown))

@@ -10,7 +10,19 @@ import pytest
 
 from rwkv_export.main import run
 from validation import outcome
-from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results, Samples
+from validation.outcome import (
+    Bound,
+    Identity,
+    Latency,
+    Machine,
+    Outcome,
+    Parity,
+    Quality,
+    Reading,
+    Results,
+    Samples,
+    TextReading,
+)
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,26 @@ def latency(name: str, milliseconds: float, *warnings: str) -> Latency:
     return Latency(identity(name), Outcome.PASS, (), 0.1, 0.01, decode=samples, warnings=warnings)
 
 
-def results(*rows: Parity | Latency) -> Results:
+def quality(name: str, verdict: Outcome = Outcome.PASS, *reasons: str, kl: float = 7e-4) -> Quality:
+    reading = TextReading(1024, 4100, kl, 0.0123, 2.3456, 2.3411, 0.9871)
+    bound = Bound("int8", max_abs=2.0, kl=0.1, top1=1.0, state_rel=0.3, reason="rounded weights", text_kl=2e-3)
+    return Quality(identity(name), verdict, reasons, "novel.txt", bound, reading, 1_930_000, 3_750_000)
+
+
+def results(*rows: Parity | Quality | Latency) -> Results:
     machine = Machine("Linux", "a processor", 2, 1 << 30, "", "3.11", {})
     return Results(
         outcome.SCHEMA,
         machine,
         parity=tuple(row for row in rows if isinstance(row, Parity)),
         latency=tuple(row for row in rows if isinstance(row, Latency)),
+        quality=tuple(row for row in rows if isinstance(row, Quality)),
     )
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    def save(name: str, *rows: Parity | Latency) -> Path:
+    def save(name: str, *rows: Parity | Quality | Latency) -> Path:
         outcome.write(results(*rows), tmp_path / name)
         return tmp_path / name
 

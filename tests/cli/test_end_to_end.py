@@ -64,6 +64,19 @@ def test_validate_passes_and_writes_what_is_asked_for(cli: Cli, artifact: Path, 
     assert 'failures="0"' in (tmp_path / "r.xml").read_text(encoding="utf-8")
 
 
+def test_validate_reads_a_text_when_asked(cli: Cli, artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("It is a truth universally acknowledged", encoding="utf-8")
+    words = ("validate", artifact, "-q", "--steps", "4", "--text", tmp_path / "book.txt", "--quality-tokens")
+    said = cli(*words, "30", "--json", tmp_path / "r.json")
+    assert said.code == 0, said.out
+    (row,) = outcome.read(tmp_path / "r.json").quality
+    assert (row.outcome, row.text, row.reading and row.reading.tokens) == (Outcome.PASS, "book.txt", 30)
+    short = cli(*words, "300")
+    assert short.code == 1
+    assert "book.txt has 38 tokens, too few to predict 300" in short.out
+    assert cli("validate", artifact, "-q", "--text", tmp_path / "none.txt").code == 2
+
+
 def test_validate_in_a_place_that_is_not_here_is_3(cli: Cli, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtimes.backends.ort.missing", lambda device: "this machine has no such thing")
     said = cli("validate", artifact, "-q")

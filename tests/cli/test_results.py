@@ -15,7 +15,7 @@ from rwkv_export.results import deliver
 from validation import outcome
 from validation.outcome import Outcome
 
-from .conftest import Cli, latency, parity, results
+from .conftest import Cli, latency, parity, quality, results
 
 Save = Callable[..., Path]
 
@@ -92,6 +92,22 @@ def test_the_table_has_numbers_place_and_verdict(capsys: pytest.CaptureFixture[s
     _, _, row, verdict = capsys.readouterr().out.splitlines()
     assert row.split() == ["tiny.onnx-cpu.fp32", "ort:cpu", "pass", "2e-6", "2e-6", "2e-6", "2e-12", "100", "%"]
     assert verdict == "The artifact matches its checkpoint."
+
+
+def test_quality_is_a_table_of_its_own_that_counts_in_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    read = quality("tiny", Outcome.FAIL, "too far off", kl=0.004)
+    found = results(parity("tiny"), read, latency("tiny", 4.0))
+    tables.print_results(found)
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("quality on text"))
+    row = "tiny ort:cpu fail 1.93 MB 0.004 0.0123 2.346 2.341 98.7 %"
+    assert (lines[start - 1], lines[start + 2].split()) == ("", row.split())
+    assert lines[start + 3] == "tiny on ort:cpu: too far off"
+    assert lines[start + 4] == ""
+    assert lines[-1] == (
+        "The artifact is not shown to match its checkpoint; quality of 1 outside tolerance: tiny (too far off)."
+    )
+    assert deliver(found) == 1
 
 
 def test_reasons_stand_below_the_table_once_each(capsys: pytest.CaptureFixture[str]) -> None:

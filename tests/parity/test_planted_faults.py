@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 
-from exporter.models import layers, v4, v5, v6, v7, v7a
-from tests.models import VERSIONS, case
+from exporter.contract import Spelling
+from exporter.models import blocks, layers, v4, v5, v6, v7, v7a
+from tests.models import DEEP, VERSIONS, case
 from tests.oracle import errors, package_trace
 from tests.parity.stepping import StepModule, rows
 
 BOUND = 1e-5  # what the modules keep without a fault, see test_step_modules.py
 FAR = 1e-3  # what every fault must exceed
-FILES = (layers, v4, v5, v6, v7, v7a)
+FILES = (blocks, layers, v4, v5, v6, v7, v7a)
 STEPS = [1] * 16
 CHUNKS = [1, 3, 4, 8]
 
@@ -24,7 +27,7 @@ Fault = Callable[[Patch, str], StepModule]
 
 
 def built(version: str) -> StepModule:
-    return StepModule(case(version)[0], version)
+    return StepModule(case(version)[0], version, spelling=Spelling(block=4))
 
 
 def found(made: StepModule, version: str, chunks: list[int]) -> dict[str, float]:
@@ -122,18 +125,18 @@ def v4_maximum_starts_at_zero(_: Patch, version: str) -> StepModule:
 def v4_maximum_does_not_decay(_: Patch, version: str) -> StepModule:
     made = built(version)
     for block in made.module.blocks:
-        block.att.decay.zero_()
+        block.att.recurrence.decay.zero_()
     return made
 
 
 def v4_read_after_the_update(patch: Patch, version: str) -> StepModule:
-    plain = v4.TimeMix.recur
+    plain = v4.Recurrence.step
 
-    def recur(self, *arguments):
+    def step(self, *arguments):
         _, aa, bb, pp = plain(self, *arguments)
         return aa / bb, aa, bb, pp
 
-    patch.setattr(v4.TimeMix, "recur", recur)
+    patch.setattr(v4.Recurrence, "step", step)
     return built(version)
 
 
@@ -149,13 +152,13 @@ def v5_read_after_the_update(patch: Patch, version: str) -> StepModule:
 
 
 def v7_read_before_the_update(patch: Patch, version: str) -> StepModule:
-    plain = v7.TimeMix.recur
+    plain = v7.Recurrence.step
 
-    def recur(self, wkv, r, *rest):
-        y, new = plain(self, wkv, r, *rest)
-        return self.times(wkv, r).reshape(y.shape), new
+    def step(self, r, *rest):
+        y, new = plain(self, r, *rest)
+        return self.times(rest[-1], r).reshape(y.shape), new
 
-    patch.setattr(v7.TimeMix, "recur", recur)
+    patch.setattr(v7.Recurrence, "step", step)
     return built(version)
 
 
@@ -259,18 +262,75 @@ def test_a_state_kept_transposed_shows_in_the_state_alone(monkeypatch, version):
     assert seen["blocks.1.att.wkv"] > FAR
 
 
+def tokens_all_follow_the_call_s_predecessor(patch: Patch) -> None:
+    everywhere(patch, "previous", lambda x, shift: shift.expand_as(x))
+
+
+def first_row_for_the_last(patch: Patch) -> None:
+    everywhere(patch, "last", lambda x: x[:1])
+
+
+def every_block_starts_from_the_call_s_state(patch: Patch) -> None:
+    def chain(state, advance, blocks):
+        *_, last = (advance(state, block) for block in range(blocks))
+        return state.expand(blocks, -1, -1, -1), last
+
+    everywhere(patch, "chain", chain)
+
+
+def tokens_of_a_block_do_not_see_each_other(patch: Patch) -> None:
+    plain = blocks.joined
+    everywhere(patch, "joined", lambda size, like: 0 * plain(size, like))
+
+
+def decay_counts_the_token_that_reads(patch: Patch) -> None:
+    plain = blocks.between
+    everywhere(patch, "between", lambda size, like: (plain(size, like) + torch.eye(size)).clamp(max=1))
+
+
+def decay_counted_to_the_boundary_before(patch: Patch) -> None:
+    plain = v7.from_the_middle
+    everywhere(patch, "from_the_middle", lambda size, like: plain(size, like).roll(1, 0))
+
+
+def removal_sees_what_its_own_token_writes(patch: Patch) -> None:
+    everywhere(patch, "before", lambda size, like: torch.ones(size, size).tril())
+
+
+def v4_call_does_not_see_the_state(patch: Patch) -> None:
+    plain = v4.Recurrence.solve
+    patch.setattr(v4.Recurrence, "solve", lambda self, k, v, aa, bb, pp: plain(self, k, v, 0 * aa, 0 * bb, pp))
+
+
+def v7a_tokens_turned_by_the_first_matrix(patch: Patch) -> None:
+    plain = F.embedding
+
+    def embedding(tokens, table):
+        deep = table.shape[1] == DEEP * DEEP
+        return plain(tokens[:1] if deep else tokens, table).expand(len(tokens), -1)
+
+    patch.setattr(F, "embedding", embedding)
+
+
+MANY: dict[Callable[[Patch], None], tuple[str, ...]] = {
+    tokens_all_follow_the_call_s_predecessor: VERSIONS,
+    first_row_for_the_last: VERSIONS,
+    every_block_starts_from_the_call_s_state: ("5.0", "5.1", "5.2", "6", "7", "7a"),
+    tokens_of_a_block_do_not_see_each_other: ("5.0", "5.1", "5.2", "6", "7", "7a"),
+    decay_counts_the_token_that_reads: ("5.0", "5.1", "5.2", "6"),
+    decay_counted_to_the_boundary_before: ("7", "7a"),
+    removal_sees_what_its_own_token_writes: ("7", "7a"),
+    v4_call_does_not_see_the_state: ("4",),
+    v7a_tokens_turned_by_the_first_matrix: ("7a",),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("previous", lambda x, shift: shift.expand_as(x)),  # every token of a call follows the token before the call
-        ("last", lambda x: x[:1]),  # the first token's row in place of the last's
-        ("at", lambda t, x: x[:1]),  # the recurrence sees the first token again and again
-        ("stack", lambda rows: rows[0].repeat_interleave(len(rows), 0)),  # and so does what follows it
-    ],
+    ("fault", "version"),
+    [pytest.param(fault, version, id=f"{fault.__name__}-{version}") for fault in MANY for version in MANY[fault]],
 )
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_fault_in_calls_of_many_tokens_shows_only_there(monkeypatch, version, name, fault):
-    everywhere(monkeypatch, name, fault)
+def test_a_fault_in_calls_of_many_tokens_shows_only_there(monkeypatch, fault, version):
+    fault(monkeypatch)
     made = built(version)
     assert max(found(made, version, STEPS).values()) < BOUND
     seen = found(made, version, CHUNKS)

@@ -19,7 +19,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from exporter import atomic
+from exporter import atomic, streaming
+from exporter.progress import silent
+from exporter.streaming import Piece
 
 Work = Callable[[], None]
 
@@ -32,6 +34,26 @@ def few_files(destination: Path, text: str) -> Work:
                 (folder / name).write_text(text)
 
     return work
+
+
+class Streamed:
+    """An export whose data file is continued; counts the pieces that were read."""
+
+    def __init__(self, destination: Path) -> None:
+        streaming.WORTH_IT = 0
+        self.read = 0
+        self._destination = destination
+        self._pieces = [Piece(f"w{i}", i << 10, 1 << 10, lambda i=i: self._content(i)) for i in range(4)]
+
+    def _content(self, number: int) -> memoryview:
+        self.read += 1
+        return memoryview(bytes([number]) * (1 << 10))
+
+    def __call__(self) -> None:
+        self.read = 0
+        with atomic.replacing(self._destination, {"precision": "fp16"}) as folder:
+            streaming.write(folder / "data", self._pieces, silent)
+            (folder / "graph").write_text("newer")
 
 
 def artifact(destination: Path, checkpoint: str) -> Work:
@@ -102,6 +124,7 @@ def main() -> None:
     parser.add_argument("--older", action="store_true")
     parser.add_argument("--no-exchange", action="store_true")
     parser.add_argument("--checkpoint")
+    parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--moments", type=int, help="that many at random, instead of all")
     asked = parser.parse_args()
@@ -111,6 +134,8 @@ def main() -> None:
         atomic._exchange = lambda one, other: False
     newer = artifact(destination, asked.checkpoint) if asked.checkpoint else few_files(destination, "newer")
     older, sweep = few_files(destination, "older"), few_files(destination.with_name("another"), "")
+    if asked.streamed:
+        newer = sweep = streamed = Streamed(destination)
 
     def before() -> None:
         shutil.rmtree(destination, ignore_errors=True)
@@ -129,6 +154,8 @@ def main() -> None:
         sweep()
         said = {"killed": killed, "was": was, "left": left, "complete": complete, "unswept": unswept}
         after = {"after the sweep": contents(destination), "beside": hidden(destination.parent)}
+        if asked.streamed:
+            after["read again"] = streamed.read
         print(json.dumps({"end": end, **said, **after}), flush=True)
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from exporter.checkpoint import check_finite, open_checkpoint
 from runtimes.errors import BadCheckpoint, Missing, RwkvExportError
+from tests.memory import mapped
 
 TENSORS = {
     "emb.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4).to(torch.bfloat16),
@@ -96,6 +98,57 @@ def test_tensors_stay_on_disk_however_often_they_are_read(tmp_path, suffix):
     held = [checkpoint["w"] for _ in range(4)]
     assert sum(int(tensor.sum()) for tensor in held) == size
     assert private_bytes() - before < size // 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory the Linux way")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_tensor_that_is_dropped_gives_its_memory_back(tmp_path, suffix):
+    size = 32 << 20
+    checkpoint = open_checkpoint(save(tmp_path / f"a{suffix}", {"w": torch.ones(size // 4)}))
+    before = mapped()
+
+    held = checkpoint["w"]
+    assert int(held.sum()) == size // 4 and mapped() - before >= size
+    del held
+    assert mapped() - before < size // 4
+
+
+def test_views_and_odd_shapes_are_read(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    odd = {
+        "t": whole.t(),
+        "part": whole[1:, 2:4],
+        "same": whole,
+        "one": whole[0, 5],
+        "none": whole[:0],
+        "flat": whole[2],
+    }
+
+    checkpoint = open_checkpoint(save(tmp_path / "a.pth", odd))
+
+    assert all(torch.equal(checkpoint[name], tensor) for name, tensor in odd.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_changes_once_it_is_open_is_refused(tmp_path, suffix):
+    checkpoint = open_checkpoint(save(tmp_path / f"a{suffix}"))
+    save(tmp_path / f"b{suffix}", {"emb.weight": torch.zeros(3)}).replace(tmp_path / f"a{suffix}")
+
+    with pytest.raises(BadCheckpoint, match="has changed since it was opened"):
+        checkpoint["emb.weight"]
+
+    (tmp_path / f"a{suffix}").unlink()
+    with pytest.raises(Missing, match=r"cannot read .*: No such file"):
+        checkpoint["emb.weight"]
+
+
+def test_files_of_big_endian_machines_are_refused(tmp_path):
+    little, big = save(tmp_path / "little.pth"), tmp_path / "big.pth"
+    with zipfile.ZipFile(little) as source, zipfile.ZipFile(big, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name.replace("little/", "big/"), b"big" if "byteorder" in name else source.read(name))
+
+    assert "was written on a big-endian machine" in refusal(big)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_forward_module.", "_orig_mod.", "_forward_module.module._orig_mod."])

@@ -10,7 +10,19 @@ import pytest
 
 from validation import outcome
 from validation.comparison import Change, Verdict, compare, machine_changes, regressed
-from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results, Samples
+from validation.outcome import (
+    Bound,
+    Identity,
+    Latency,
+    Machine,
+    Outcome,
+    Parity,
+    Quality,
+    Reading,
+    Results,
+    Samples,
+    TextReading,
+)
 
 MACHINE = Machine("Linux 6.8", "Test CPU 9000", 8, 16_000_000_000, "performance", "3.11.9", {"torch": "2.13.0"})
 BOUND = Bound("cpu-fp32", 1e-3, 1e-6, 1.0, 1e-4, "Float32 sums in another order.")
@@ -35,6 +47,12 @@ def reading(error: float, *, steps: int = 16, kl: float = 1e-9, top1: float = 1.
 
 def checked(free: Reading | None, result: Outcome = Outcome.PASS, reasons: tuple[str, ...] = ()) -> Results:
     return Results(outcome.SCHEMA, MACHINE, (Parity(WHO, result, reasons, 16, BOUND, free, free),))
+
+
+def read(kl: float, *, text: str = "novel.txt", result: Outcome = Outcome.PASS) -> Results:
+    reading = TextReading(1024, 4100, kl, 0.01, 2.3, 2.3, 0.99)
+    row = Quality(WHO, result, (), text, replace(BOUND, text_kl=2e-3), reading)
+    return Results(outcome.SCHEMA, MACHINE, quality=(row,))
 
 
 def only(changes: tuple[Change, ...], metric: str) -> Change:
@@ -177,3 +195,15 @@ def test_different_machines_are_said_in_words() -> None:
         "torch: 2.13.0, now 2.14.0",
     )
     assert machine_changes(MACHINE, MACHINE) == ()
+
+
+def test_quality_on_the_same_text_is_compared_and_its_loss_is_a_regression() -> None:
+    worse = compare(read(4e-4), read(8e-4))
+    assert only(worse, "mean KL on text").verdict is Verdict.LESS_ACCURATE
+    assert "novel.txt was 0.0004 and is 0.0008" in only(worse, "mean KL on text").sentence
+    assert regressed(worse)
+    assert only(compare(read(4e-4), read(4.1e-4)), "mean KL on text").verdict is Verdict.SAME
+    other = compare(read(4e-4), read(8e-4, text="other.txt"))
+    assert [change.metric for change in other] == ["quality"]
+    assert regressed(compare(read(4e-4), read(4e-4, result=Outcome.FAIL)))
+    assert regressed(compare(read(4e-4), Results(outcome.SCHEMA, MACHINE)))

@@ -18,9 +18,13 @@ from tests.conftest import AWKWARD, Exports
 VOCAB = AWKWARD["vocab"]
 CLOSE = {"rtol": 0, "atol": 2e-5}  # a graph of several tokens sums in another order; logits are of order one
 
+EACH = {"graphs": "each"}
+
 SESSIONS: dict[str, Callable[[Exports], Any]] = {
-    "ort, 7, graphs of 1, 3 and 8": lambda exports: exports("7", "onnx-cpu", prefill=(8, 3)),
-    "ort, 4": lambda exports: exports("4", "onnx-cpu"),
+    "ort, 7, one graph up to 8": lambda exports: exports("7", "onnx-cpu", prefill=(8, 3)),
+    "ort, 7, graphs of 1, 3 and 8": lambda exports: exports("7", "onnx-cpu", prefill=(8, 3), options=EACH),
+    "ort, 7, stacked": lambda exports: exports("7", "onnx-cpu", options={"state": "stacked"}),
+    "ort, 4, one graph of 1 and 5": lambda exports: exports("4", "onnx-cpu", prefill=(5,)),
     "eager, 7": lambda exports: exports("7", "torch"),
     "eager, 4, graphs of 1 and 5": lambda exports: exports("4", "torch", prefill=(5,)),
 }

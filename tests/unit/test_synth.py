@@ -1,10 +1,13 @@
 """Random checkpoints: complete for every version, equal for equal arguments, finite, and never half-written."""
 
+import errno
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from exporter import synth as module
 from exporter import versions
@@ -13,6 +16,7 @@ from exporter.contract import Dimensions, Entry
 from exporter.progress import silent
 from exporter.synth import SIZES, synth
 from runtimes.errors import Missing, WrongCall
+from tests.memory import forget_peak, peak
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")
@@ -116,18 +120,53 @@ def test_unknown_kinds_of_file_are_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, suffix):
-    path = tmp_path / f"a{suffix}"
+    path, drawn = tmp_path / f"a{suffix}", []
     make(path)
     before = path.read_bytes()
 
-    def full(*_):
-        raise RuntimeError("No space left on device\nat line 1")
+    def full_at_the_third(name, entry, seed):
+        drawn.append(name)
+        if len(drawn) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return torch.zeros(entry.shape)
 
-    monkeypatch.setattr(module.torch, "save", full)
-    monkeypatch.setattr(module.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(module, "draw", full_at_the_third)
     with pytest.raises(Missing, match=f"cannot write .*a{suffix}: No space left on device$"):
         make(path, seed=1)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torch_file_is_read_by_torch_in_every_way(tmp_path):
+    checkpoint = make(tmp_path / "a.pth")
+
+    for mmap in (True, False):
+        read = torch.load(tmp_path / "a.pth", weights_only=True, mmap=mmap)
+        assert list(read) == list(checkpoint)
+        assert all(torch.equal(read[name], checkpoint[name]) for name in read)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_safetensors_file_is_the_one_its_library_writes(tmp_path, dtype):
+    checkpoint = make(tmp_path / "a.safetensors", dtype=dtype)
+
+    save_file({name: tensor.clone() for name, tensor in checkpoint.items()}, tmp_path / "b.safetensors")
+
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory the Linux way")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path, suffix):
+    largest = 4 * 512 * 512 * 4  # the feed-forward's, float32
+    shape = {"width": 512, "vocab": 1024, "head_size": 64}
+    make(tmp_path / f"warm{suffix}", layers=1, **shape)
+    forget_peak()
+    before = peak()
+
+    synth("7", **shape, layers=12, out=tmp_path / f"a{suffix}")
+
+    assert (tmp_path / f"a{suffix}").stat().st_size > 15 * largest
+    assert peak() - before < 5 * largest
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

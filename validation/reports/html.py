@@ -15,7 +15,7 @@ from runtimes.schema import to_plain
 from validation.outcome import Bound, Machine, Reading, Results, Samples
 from validation.reports import charts
 from validation.reports.rows import Row, counts, join, verdict
-from validation.reports.words import NOTHING, listing, plural, printable, share, sig, size, worst
+from validation.reports.words import NOTHING, change, fine, listing, plural, printable, share, sig, size, worst
 
 RAW_LIMIT = 300_000
 """Most bytes of embedded raw results; larger ones are left out, which the page says."""
@@ -48,8 +48,8 @@ def render(results: Sequence[Results]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"sig": sig, "share": share, "size": size, "worst": worst}
-    environment.globals |= {"swatch": lambda row: Markup(charts.swatch(row))}  # noqa: S704  our own markup
+    environment.filters |= {"sig": sig, "fine": fine, "share": share, "size": size, "worst": worst}
+    environment.globals |= {"change": change, "swatch": lambda row: Markup(charts.swatch(row))}  # noqa: S704  our own markup
     rows = join(results)
     page = environment.get_template("report.html.j2").render(
         css=Markup((here / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
@@ -58,6 +58,8 @@ def render(results: Sequence[Results]) -> str:
         rows=rows,
         machines=_machines(rows, results),
         chapters=[chapter for chapter in (make(rows) for make in CHAPTERS) if chapter],
+        read=[row for row in rows if row.quality],
+        passages=_passages(rows),
         chunkings=_chunkings(rows),
         readings=_readings(rows),
         timed=_timed(rows),
@@ -156,6 +158,12 @@ def _chapter(
 
 
 CHAPTERS: tuple[Callable[[Sequence[Row]], Chapter | None], ...] = (_drift, _latency, _states, _tradeoff)
+
+
+def _passages(rows: Sequence[Row]) -> str:
+    """How much was read of what."""
+    read = [row.quality for row in rows if row.quality and row.quality.reading]
+    return listing(dict.fromkeys(f"{plural(row.reading.tokens, 'token')} of {row.text}" for row in read if row.reading))
 
 
 def _chunkings(rows: Sequence[Row]) -> list[str]:

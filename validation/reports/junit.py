@@ -1,4 +1,4 @@
-"""Results as JUnit XML: one test case per parity and per latency row; what could not run is skipped."""
+"""Results as JUnit XML: one test case per parity, quality and latency row; what could not run is skipped."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from validation.outcome import Latency, Outcome, Parity, Results
-from validation.reports.words import printable, sig, worst
+from validation.outcome import Latency, Outcome, Parity, Results, TextReading
+from validation.reports.rows import Part
+from validation.reports.words import fine, printable, sig, worst
 
 _ELEMENT = {
     Outcome.FAIL: "failure",
@@ -21,7 +22,7 @@ _ELEMENT = {
 def render(results: Results) -> str:
     """The document with its XML declaration; suites without rows are left out."""
     root = ElementTree.Element("testsuites", name="rwkv-export")
-    for name, rows in (("parity", results.parity), ("latency", results.latency)):
+    for name, rows in (("parity", results.parity), ("quality", results.quality), ("latency", results.latency)):
         if rows:
             root.append(_suite(name, rows))
     for count in ("tests", "failures", "errors", "skipped"):
@@ -30,7 +31,7 @@ def render(results: Results) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(name: str, rows: Sequence[Parity | Latency]) -> ElementTree.Element:
+def _suite(name: str, rows: Sequence[Part]) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)))
     suite.extend([_case(name, row) for row in rows])
     for count, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
@@ -38,7 +39,7 @@ def _suite(name: str, rows: Sequence[Parity | Latency]) -> ElementTree.Element:
     return suite
 
 
-def _case(suite: str, row: Parity | Latency) -> ElementTree.Element:
+def _case(suite: str, row: Part) -> ElementTree.Element:
     identity = row.identity
     name = f"{identity.artifact} on {identity.requested}"
     case = ElementTree.Element("testcase", classname=printable(f"{suite}.{identity.target}"), name=printable(name))
@@ -59,16 +60,27 @@ def _measured(row: Latency) -> float:
     return sum(second for second in (row.load_s, row.first_token_s, *samples) if math.isfinite(second))
 
 
-def _numbers(row: Parity | Latency) -> str:
+def _numbers(row: Part) -> str:
     lines = [f"requested {row.identity.requested}, observed {row.identity.observed or 'nothing'}"]
     if isinstance(row, Parity):
         for kind, reading in (("free", row.free), ("local", row.local)):
             if reading:
                 error, divergence = sig(worst(reading.max_abs)), sig(worst(reading.kl))
                 lines.append(f"{kind}: max abs {error}, KL {divergence} nats, top-1 {reading.top1:.4f}")
-    else:
+    elif isinstance(row, Latency):
         for kind, samples in (("decode", row.decode), ("prefill", row.prefill)):
             if samples:
                 lines.append(f"{kind}: median {sig(samples.median_ms)} ms, p99 {sig(samples.p99_ms)} ms")
         lines += row.warnings
+    elif row.reading:
+        lines.append(f"{row.text}: {_predictions(row.reading)}")
     return "\n".join(lines)
+
+
+def _predictions(reading: TextReading) -> str:
+    """Of a text, in one line."""
+    return (
+        f"{reading.tokens} tokens, KL mean {sig(reading.kl_mean)}, p99 {sig(reading.kl_p99)} nats, perplexity "
+        f"{fine(reading.perplexity)}, the checkpoint's {fine(reading.reference_perplexity)}, "
+        f"{fine(reading.bits_per_byte)} bits a byte, top-1 {reading.top1:.4f}"
+    )

@@ -1,12 +1,12 @@
-"""Results as GitHub Markdown for a job summary: verdict, one table, reasons; not a page to keep."""
+"""Results as GitHub Markdown for a job summary: verdict, tables, reasons; not a page to keep."""
 
 from __future__ import annotations
 
 import re
 
-from validation.outcome import Results
+from validation.outcome import Quality, Results
 from validation.reports.rows import Row, join, verdict
-from validation.reports.words import NOTHING, one_line, share, sig, size, worst
+from validation.reports.words import NOTHING, fine, one_line, plural, share, sig, size, worst
 
 SIGNS = {
     "pass": "✅",
@@ -30,8 +30,20 @@ HEADER = (
     "ms",
     "weights",
 )
+TEXT_HEADER = (
+    "Artifact",
+    "Precision",
+    "Text",
+    "Outcome",
+    "weights",
+    "mean KL",
+    "p99 KL",
+    "perplexity",
+    "checkpoint's",
+    "top-1",
+)
 LEFT = 4
-"""Columns of words; the others hold numbers and are aligned right."""
+"""Columns of words in either table; the others hold numbers and are aligned right."""
 
 
 def render(results: Results) -> str:
@@ -39,8 +51,9 @@ def render(results: Results) -> str:
     rows = join([results])
     lines = [f"**{_text(str(verdict(rows)))}**", ""]
     if rows:
-        lines += [_line(HEADER), _line([":--"] * LEFT + ["--:"] * (len(HEADER) - LEFT))]
-        lines += [_line(_cells(row)) for row in rows]
+        lines += _table(HEADER, [_cells(row) for row in rows])
+    if read := [row.quality for row in rows if row.quality]:
+        lines += ["", *_table(TEXT_HEADER, [_text_cells(part) for part in read])]
     lines += _items("Reasons", [(row, reason) for row in rows for reason in row.reasons])
     lines += _items("Warnings", [(row, text) for row in rows if row.latency for text in row.latency.warnings])
     machine = results.machine
@@ -66,6 +79,27 @@ def _cells(row: Row) -> list[str]:
         sig(decode.median_ms if decode else None),
         size(row.latency.weight_bytes) if row.latency else NOTHING,
     ]
+
+
+def _text_cells(part: Quality) -> list[str]:
+    reading, limit = part.reading, f" (≤ {sig(part.bound.mean_kl)})" if part.bound else ""
+    numbers = [NOTHING] * 5
+    if reading:
+        divergences = f"{sig(reading.kl_mean)}{limit}", sig(reading.kl_p99)
+        perplexities = fine(reading.perplexity), fine(reading.reference_perplexity)
+        numbers = [*divergences, *perplexities, share(reading.top1)]
+    return [
+        _text(part.identity.artifact),
+        _text(part.identity.precision),
+        _text(f"{part.text}, {plural(reading.tokens, 'token')}" if reading else part.text),
+        f"{SIGNS[part.outcome]} {part.outcome}",
+        size(part.weight_bytes),
+        *numbers,
+    ]
+
+
+def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    return [_line(header), _line([":--"] * LEFT + ["--:"] * (len(header) - LEFT)), *map(_line, rows)]
 
 
 def _items(title: str, items: list[tuple[Row, str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Joins the parity and the latency of one artifact in one place into a row, and says in words what all rows prove."""
+"""Joins parity, quality and latency of one artifact in one place into a row, and says in words what all rows prove."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results
+from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results
 from validation.reports.words import listing, plural, worst
 
 TIMED = "timed"
 """Badge of a row that was measured but never compared with its checkpoint: not a pass."""
 
 
+Part = Parity | Quality | Latency
+
+
 @dataclass(frozen=True)
 class Row:
-    """One artifact in one place on one machine; at least one of `parity` and `latency` is there.
+    """One artifact in one place on one machine; at least one of `parity`, `latency` and `quality` is there.
 
     number: position on the page from 1, which names the row in every chart
     """
@@ -24,13 +27,28 @@ class Row:
     machine: Machine
     parity: Parity | None = None
     latency: Latency | None = None
+    quality: Quality | None = None
+
+    @property
+    def parts(self) -> tuple[tuple[str, Part], ...]:
+        """What there is, with its name, parity first."""
+        named = (("parity", self.parity), ("quality", self.quality), ("timing", self.latency))
+        return tuple((name, part) for name, part in named if part)
 
     @property
     def identity(self) -> Identity:
         """Of the parity row if there is one."""
-        part = self.parity or self.latency
-        assert part is not None  # noqa: S101  join() makes no empty rows
-        return part.identity
+        return self.parts[0][1].identity
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Of the comparison with the checkpoint: the first of parity and quality that went wrong; None without either.
+
+        A text that could not be read takes nothing from a parity that holds.
+        """
+        found = [part.outcome for part in (self.parity, self.quality) if part]
+        wrong = [outcome for outcome in found if outcome not in (Outcome.PASS, Outcome.MISSING)]
+        return next(iter(wrong or found), None)
 
     @property
     def label(self) -> str:
@@ -39,35 +57,34 @@ class Row:
 
     @property
     def badges(self) -> tuple[tuple[str, str], ...]:
-        """(kind, words) to show: parity first, then timing where it went otherwise. Never `pass` without parity."""
-        timing = self.latency.outcome.value if self.latency else None
-        if self.parity is None:
-            return ((TIMED, "timed only"),) if timing == Outcome.PASS else ((str(timing), str(timing)),)
-        outcome = self.parity.outcome.value
-        first = (outcome, outcome)
-        return (first,) if timing in (None, Outcome.PASS, outcome) else (first, (str(timing), f"timing: {timing}"))
+        """(kind, words) to show: `outcome` first, then what went otherwise. Never `pass` without a comparison."""
+        if self.outcome is None:
+            timing = self.parts[0][1].outcome
+            return ((TIMED, "timed only"),) if timing is Outcome.PASS else ((timing.value, timing.value),)
+        whose = "" if self.parts[0][1].outcome is self.outcome else "quality: "
+        first = (self.outcome.value, f"{whose}{self.outcome}")
+        others = [(name, part.outcome) for name, part in self.parts if part.outcome not in (Outcome.PASS, self.outcome)]
+        return (first, *((outcome.value, f"{name}: {outcome}") for name, outcome in others))
 
     @property
     def interpreted(self) -> bool:
         """Whether an interpreter of ours ran it: its times say nothing of the target's speed."""
-        parts = (part for part in (self.parity, self.latency) if part)
-        return any(part.identity.evidence == "interpreted" for part in parts)
+        return any(part.identity.evidence == "interpreted" for _, part in self.parts)
 
     @property
     def observed(self) -> str:
-        """Where it ran, "" where nothing ran; both places if parity and timing ran in different ones."""
-        parts = (part.identity.observed for part in (self.parity, self.latency) if part)
-        return ", ".join(dict.fromkeys(place for place in parts if place))
+        """Where it ran, "" where nothing ran; every place if its parts ran in different ones."""
+        places = (part.identity.observed for _, part in self.parts)
+        return ", ".join(dict.fromkeys(place for place in places if place))
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """What went wrong, as sentences, each once; a non-pass without a recorded reason says so."""
         found: list[str] = []
-        for part, what in ((self.parity, "parity"), (self.latency, "timing")):
-            if part is not None:
-                found += part.reasons
-                if part.outcome is not Outcome.PASS and not part.reasons:
-                    found.append(f"{what} is {part.outcome.value}, with no reason recorded")
+        for name, part in self.parts:
+            found += part.reasons
+            if part.outcome is not Outcome.PASS and not part.reasons:
+                found.append(f"{name} is {part.outcome.value}, with no reason recorded")
         return tuple(dict.fromkeys(found))
 
     @property
@@ -78,7 +95,7 @@ class Row:
     @property
     def bound(self) -> Bound | None:
         """What the readings must keep."""
-        return self.parity.bound if self.parity else None
+        return next((part.bound for part in (self.parity, self.quality) if part and part.bound), None)
 
     @property
     def error(self) -> float | None:
@@ -93,7 +110,7 @@ class Row:
 
 
 def join(documents: Sequence[Results]) -> tuple[Row, ...]:
-    """All rows of some documents: parity and latency meet in order where identity and machine agree.
+    """All rows of some documents: parity, quality and latency meet in order where identity and machine agree.
 
     Within one document first, then with what earlier documents left open.
     """
@@ -102,6 +119,8 @@ def join(documents: Sequence[Results]) -> tuple[Row, ...]:
         own = len(rows)
         for parity in document.parity:
             _place(rows, own, Row(0, document.machine, parity=parity))
+        for quality in document.quality:
+            _place(rows, own, Row(0, document.machine, quality=quality))
         for latency in document.latency:
             _place(rows, own, Row(0, document.machine, latency=latency))
     machines = [row.machine for row in rows]
@@ -112,9 +131,11 @@ def join(documents: Sequence[Results]) -> tuple[Row, ...]:
 def _place(rows: list[Row], own: int, new: Row) -> None:
     for index in [*range(own, len(rows)), *range(own)]:
         old = rows[index]
-        free = old.latency is None if new.latency else old.parity is None
+        free = not {name for name, _ in old.parts} & {name for name, _ in new.parts}
         if free and _key(old) == _key(new) and old.machine == new.machine:
-            rows[index] = replace(old, parity=old.parity or new.parity, latency=old.latency or new.latency)
+            rows[index] = Row(
+                0, old.machine, old.parity or new.parity, old.latency or new.latency, old.quality or new.quality
+            )
             return
     rows.append(new)
 
@@ -156,6 +177,9 @@ class Verdict:
         return "; ".join((self.headline, *(clause.text for clause in self.clauses))) + "."
 
 
+_WHOSE = {"parity": "", "quality": "quality of ", "timing": "timing of "}
+"""How a clause on a part begins."""
+
 _TROUBLE = {
     Outcome.FAIL: "outside tolerance",
     Outcome.FALLBACK: "ran elsewhere than asked",
@@ -167,13 +191,13 @@ _TROUBLE = {
 
 def verdict(rows: Sequence[Row]) -> Verdict:
     """The verdict on some rows, in plain words."""
-    compared = [row for row in rows if row.parity]
+    compared = [row for row in rows if row.outcome]
     if not rows:
         return Verdict("Nothing was compared and nothing was timed", ())
     if not compared:
         headline = f"Nothing was compared with a checkpoint; {_timed(rows)}"
-        return Verdict(headline, tuple(_clauses(rows, timing=True)))
-    clauses = [*_clauses(compared, timing=False), *_clauses(rows, timing=True)]
+        return Verdict(headline, tuple(_clauses(rows, "timing")))
+    clauses = [*_clauses(compared, "parity"), *_clauses(compared, "quality"), *_clauses(rows, "timing")]
     extra = sum(row.badges[0][0] == TIMED for row in rows)
     if extra:
         clauses.append(Clause(TIMED, f"{extra} only timed, not compared"))
@@ -181,7 +205,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    passed = sum(row.parity is not None and row.parity.outcome is Outcome.PASS for row in rows)
+    passed = sum(row.outcome is Outcome.PASS for row in rows)
     artifacts = _artifacts(rows)
     if len(rows) == 1:
         return "The artifact matches its checkpoint" if passed else "The artifact is not shown to match its checkpoint"
@@ -201,23 +225,20 @@ def _artifacts(rows: Sequence[Row]) -> int:
     return len({(row.identity.artifact, row.machine.system, row.machine.cpu) for row in rows})
 
 
-def _clauses(rows: Sequence[Row], *, timing: bool) -> list[Clause]:
+def _clauses(rows: Sequence[Row], name: str) -> list[Clause]:
     alone = _artifacts(rows) == len(rows)
     found = []
     for outcome, words in _TROUBLE.items():
-        hit = [row for row in rows if _went(row, timing=timing) is outcome]
+        hit = [(row, part) for row in rows for part in _told(row, name) if part.outcome is outcome]
         if hit:
-            names = listing(row.identity.artifact if alone else row.label for row in hit)
-            part = hit[0].latency if timing else hit[0].parity
-            why = f" ({part.reasons[0].rstrip('.')})" if len(hit) == 1 and part and part.reasons else ""
-            text = f"{'timing of ' if timing else ''}{len(hit)} {words}: {names}{why}"
-            found.append(Clause(outcome.value, text))
+            names = listing(row.identity.artifact if alone else row.label for row, _ in hit)
+            reasons = hit[0][1].reasons
+            why = f" ({reasons[0].rstrip('.')})" if len(hit) == 1 and reasons else ""
+            found.append(Clause(outcome.value, f"{_WHOSE[name]}{len(hit)} {words}: {names}{why}"))
     return found
 
 
-def _went(row: Row, *, timing: bool) -> Outcome | None:
-    """The outcome a clause may speak of; timing counts only where it went otherwise than parity."""
+def _told(row: Row, name: str) -> list[Part]:
+    """The part that a clause may speak of; quality and timing count only where they went otherwise than parity."""
     parity = row.parity.outcome if row.parity else None
-    if not timing:
-        return parity
-    return row.latency.outcome if row.latency and row.latency.outcome is not parity else None
+    return [part for own, part in row.parts if own == name and (name == "parity" or part.outcome is not parity)]

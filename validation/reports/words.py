@@ -45,11 +45,24 @@ def sig(value: float | None) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def fine(value: float | None) -> str:
+    """Four significant digits, for numbers that differ little: "2.310"."""
+    return f"{value:#.4g}" if value is not None and 1e-3 <= abs(value) < 1000 else sig(value)
+
+
 def share(value: float | None) -> str:
     """A fraction as percent, rounded down so that only 1.0 reads as 100 %."""
     if value is None or not math.isfinite(value):
         return sig(value)
     return f"{math.floor(value * 1000 + 1e-9) / 10:g} %"
+
+
+def change(value: float, base: float) -> str:
+    """How much larger `value` is, in percent with its sign: "+0.14 %", "0 %"."""
+    if not (math.isfinite(value) and math.isfinite(base) and base):
+        return NOTHING
+    percent = round(100 * (value / base - 1), 2)
+    return f"{percent:+.3g} %" if percent else "0 %"
 
 
 def size(count: int) -> str:

@@ -1,0 +1,93 @@
+"""Our side of the comparison: exports the artifact and says how it is served, with the public functions only."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import exporter
+from exporter import registry
+from peers.contract import OURS, Prepared
+from runtimes import manifest
+from runtimes.errors import WrongCall, did_you_mean
+from runtimes.files import write_text_atomically
+
+TARGET = "onnx-cpu"
+PREFILL = (16, 64, 256)
+THREADS = "RWKV_EXPORT_THREADS"
+
+
+class Ours:
+    """Artifacts of the target onnx-cpu in `cache`, made again when the exporter changes."""
+
+    name = OURS
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache / OURS
+
+    def prepare(self, checkpoint: Path, precision: str) -> Prepared:
+        """Export, or find what was exported by the same sources. Raises WrongCall for a precision there is not."""
+        target, _ = registry.find(TARGET)
+        if precision not in target.precisions:
+            hint = did_you_mean(precision, target.precisions)
+            raise WrongCall(f"{TARGET} has no precision {precision}", hint=hint)
+        folder = self._cache / f"{checkpoint.stem}.{TARGET}.{precision}"
+        stamp, sources = folder.with_name(f"{folder.name}.sources"), source_digest()
+        if not folder.exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != sources:
+            stamp.unlink(missing_ok=True)
+            exporter.export(checkpoint, targets=[TARGET], precision=precision, prefill=PREFILL, out=self._cache)
+            write_text_atomically(stamp, sources)
+        document = manifest.read(folder)
+        size = sum(file.bytes for file in document.files if file.path != document.tokenizer.file)
+        (step,) = (graph.file for graph in document.graphs if graph.tokens == 1)
+        return Prepared(folder, size, bytes_per_token(folder / step))
+
+    def command(self, model: Path, threads: int) -> list[str | Path]:
+        """The worker; it takes its threads from the environment."""
+        return [sys.executable, "-m", "peers.ours_worker", model]
+
+    def environment(self, threads: int) -> dict[str, str]:
+        return {THREADS: str(threads)}
+
+
+def source_digest() -> str:
+    """Hash of every file of the exporter, by which an artifact is known to be up to date."""
+    digest = hashlib.sha256()
+    folder = Path(exporter.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def bytes_per_token(path: Path) -> int:
+    """Bytes of the constants that one token makes an ONNX graph read: all but those of lookups, which read a row.
+
+    Of a choice by the number of tokens the exporter puts the form for one token first, into the then_branch.
+    """
+    graphs = list(_executed(onnx.load(path, load_external_data=False).graph))
+    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    nodes = [node for graph in graphs for node in graph.node]
+    read = {name for node in nodes if not node.op_type.startswith("Gather") for name in node.input}
+    return sum(_nbytes(constants[name]) for name in read & constants.keys())
+
+
+def _executed(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "then_branch":
+                yield from _executed(attribute.g)
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    if "length" in external:
+        return int(external["length"])
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return int(math.prod(tensor.dims) * dtype.itemsize)

@@ -1,0 +1,43 @@
+"""State tensors that hold one kind of state of all layers, and the layers' own tensors that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from runtimes.contract import Array, TensorSpec
+
+LAYER = "layer"
+
+
+def is_stacked(spec: TensorSpec) -> bool:
+    """Whether `spec` is `blocks.*.att.wkv`, (layers, ...), in place of one tensor (1, ...) a layer."""
+    return spec.axes[0] == LAYER
+
+
+def parts(spec: TensorSpec) -> tuple[TensorSpec, ...]:
+    """The layers' own tensors, `blocks.3.att.wkv`; the tensor itself where it is not stacked."""
+    if not is_stacked(spec):
+        return (spec,)
+    shape, axes = (1, *spec.shape[1:]), ("batch", *spec.axes[1:])
+    return tuple(replace(spec, name=name, shape=shape, axes=axes) for name in _names(spec))
+
+
+def apart(spec: TensorSpec, array: Array) -> dict[str, Array]:
+    """Views of `array` by the names of `parts(spec)`."""
+    if not is_stacked(spec):
+        return {spec.name: array}
+    return {name: array[layer : layer + 1] for layer, name in enumerate(_names(spec))}
+
+
+def together(spec: TensorSpec, arrays: Mapping[str, Array]) -> Array:
+    """The tensor of `spec`, a copy, from arrays by the names of `parts(spec)`."""
+    if not is_stacked(spec):
+        return np.array(arrays[spec.name], spec.dtype, order="C")
+    return np.concatenate([np.asarray(arrays[name], spec.dtype) for name in _names(spec)])
+
+
+def _names(spec: TensorSpec) -> Iterator[str]:
+    return (spec.name.replace("*", str(layer)) for layer in range(spec.shape[0]))

@@ -18,8 +18,7 @@ from exporter.quiet import quiet
 
 def fixed(model: nn.Module, named: ports.Ports, tokens: int, *, opset: int) -> ir.Model:
     """The graph of exactly `tokens` tokens."""
-    program = graph.trace_without_weights(model, named.arguments(tokens))
-    return _translate(program, model, named, opset=opset)
+    return _step(model, named, graph.trace_without_weights(model, named.arguments(tokens)), opset)
 
 
 def joined(model: nn.Module, named: ports.Ports, sizes: Sequence[int], *, opset: int) -> tuple[ir.Model, bool]:
@@ -27,28 +26,46 @@ def joined(model: nn.Module, named: ports.Ports, sizes: Sequence[int], *, opset:
     inputs = named.arguments(max(sizes))
     with onnx_join.open_recurrences(model) as opened:
         program = graph.trace_without_weights(model, inputs, graph.any_length(inputs))
-    made = _translate(program, model, named, opset=opset)
+    made = _step(model, named, program, opset)
     return made, onnx_join.join(made, opened, sizes, partial(_part, opset=opset))
 
 
+def _step(model: nn.Module, named: ports.Ports, program: ExportedProgram, opset: int) -> ir.Model:
+    made = _translated(program, opset, named.inputs(), named.outputs())
+    onnx_weights.attach(made, dict(model.named_parameters()))
+    return _cleaned(made)
+
+
 def _part(part: nn.Module, operands: tuple[Tensor, ...], *, opset: int) -> ir.Model:
-    return _translate(graph.trace_without_weights(part, operands), part, opset=opset)
+    """The graph of a part of a step that every block has: its parameters are inputs, in order, after the operands.
+
+    They are so before constants are folded, or one block's values would be in the graph of all.
+    """
+    made = _translated(graph.trace_without_weights(part, operands), opset)
+    for name, _ in part.named_parameters():
+        parameter = made.graph.initializers.pop(name, None) or ir.Value(name=f"{name}.unused")
+        parameter.const_value = None
+        made.graph.inputs.append(parameter)
+    return _cleaned(made)
 
 
-def _translate(program: ExportedProgram, model: nn.Module, named: ports.Ports | None = None, *, opset: int) -> ir.Model:
-    """The tidied graph of a traced module."""
+def _translated(
+    program: ExportedProgram, opset: int, inputs: list[str] | None = None, outputs: list[str] | None = None
+) -> ir.Model:
     with quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=opset,
-            input_names=named.inputs() if named else None,
-            output_names=named.outputs() if named else None,
+            input_names=inputs,
+            output_names=outputs,
             optimize=False,
             verbose=False,
         )
-    made = cast("torch.onnx.ONNXProgram", exported).model  # None only where a path is given
-    onnx_weights.attach(made, dict(model.named_parameters()))
+    return cast("torch.onnx.ONNXProgram", exported).model  # None only where a path is given
+
+
+def _cleaned(made: ir.Model) -> ir.Model:
     onnx_tidy.tidy(made)
     onnx_fuse.fuse(made)
     onnx_tidy.strip(made)

@@ -97,7 +97,8 @@ def between(size: int, like: Tensor) -> Tensor:
     run = runs(size, (size - 1).bit_length() + 1, like)
     run = torch.cat([torch.ones_like(run[:1]), run], 0)
     t, token = positions(size, like)[:, None], positions(size, like)
-    side = torch.where(run[:, :, None] % 2 == 1, token < t, token > t)
+    second = run[:, :, None] % 2 == 1
+    side = (second & (token < t)) | (~second & (token > t))
     return (side & (run[:, :, None] == run[:, None])).to(like.dtype)
 
 

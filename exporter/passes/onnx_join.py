@@ -25,7 +25,7 @@ OPEN = "Recurrence"
 Attributes = Mapping[str, int | list[int]]
 
 Trace = Callable[[nn.Module, tuple[Tensor, ...]], ir.Model]
-"""A module and example inputs to a tidied ONNX model whose initializers are named like the module's parameters."""
+"""A module and example inputs to an ONNX model whose inputs are these and the module's parameters, in order."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def join(model: ir.Model, opened: Mapping[str, Opened], sizes: Sequence[int], tr
     first, *_ = opened.values()
     sizes = (1, *sorted(sizes))
     for size in sizes:
-        function = _function(first.part, trace(first.part, first.examples(size)), size)
+        function = _function(trace(first.part, first.examples(size)), size)
         model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1
     counted = _Counted(model.graph, sizes)
@@ -98,21 +98,16 @@ def join(model: ir.Model, opened: Mapping[str, Opened], sizes: Sequence[int], tr
     return first.part.idle_zeros
 
 
-def _function(part: BlockRecurrence, traced: ir.Model, size: int) -> ir.Function:
-    """The traced recurrence with its parameters as inputs, in the order of `named_parameters`, and constants inside."""
-    graph = traced.graph
-    for name, _ in part.named_parameters():
-        graph.inputs.append(graph.initializers.pop(name, ir.Value(name=f"{name}_unused")))
-    constants = []
+def _function(traced: ir.Model, size: int) -> ir.Function:
+    """The traced recurrence, its constants inside: a function has no initializers."""
+    graph, constants = traced.graph, []
     for name, held in list(graph.initializers.items()):
         constant = ir.node("Constant", [], {"value": cast(ir.TensorProtocol, held.const_value)})
-        constant.outputs[0].name = name
         del graph.initializers[name]
         held.name = None
+        constant.outputs[0].name = name
         ir.convenience.replace_all_uses_with(held, constant.outputs[0])
         constants.append(constant)
-    for value in graph.inputs:
-        value.const_value = None
     graph.insert_before(graph[0], constants)
     return ir.Function(DOMAIN, f"{OPEN}{size}", graph=graph, attributes=[])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-QUANTISED = {"int8": "int8", "int4": "int4", "int4-b128": "int4", "int4-int8": "int4"}
+QUANTISED = {"int8": "int8", "int8-b32": "int8", "int4": "int4", "int4-int8": "int4", "int4-b128": "int4-b128"}
 STORED = {"fp32": "float32", "fp16": "float16"} | {name: name for name in QUANTISED}
 
 TARGETS = (
@@ -46,6 +46,7 @@ TARGETS = (
             Option("opset", ("18", "20", "21", "23"), "18", "ONNX operator set; older ones load in more runtimes"),
         ),
         prefill=True,
+        also_runs=("ort:cpu-fused",),
     ),
 )
 

@@ -17,9 +17,10 @@ namespace matmul {
 
 using simd::LANES;
 
-constexpr int GROUP = 32, VECTOR = 64, MOST_ROWS = 6, CHAPTER = 256;
-constexpr int SCALES = LANES * 2, ZEROS = LANES / 2;  // bytes of a block's
-constexpr int64_t SHARE = int64_t{1} << 17;           // multiplications that are worth handing to another thread
+constexpr int GROUP = 32, VECTOR = 64, CHAPTER = 256;
+constexpr int MOST_ROWS = simd::WIDTH == 64 ? 6 : 2;  // that registers have room for
+constexpr int SCALES = LANES * 2, ZEROS = LANES;  // bytes of a block's
+constexpr int64_t SHARE = int64_t{1} << 17;  // multiplications that are worth handing to another thread
 
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
@@ -79,12 +80,12 @@ inline float pack_scales(const Layout& is, const float* from, char* to) {
     return unit;
 }
 
-// (n, (blocks + 1) / 2), the lower nibble first. A block's nibbles are those of columns 0 and 8, 1 and 9, ...
+// (n, (blocks + 1) / 2), the lower nibble first.
 inline void pack_zeros(const Layout& is, const uint8_t* from, char* to) {
     for (int64_t column = 0; column < is.n; column++)
         for (int64_t block = 0; block < is.blocks(); block++) {
-            const int zero = from[column * parts(is.blocks(), 2) + block / 2] >> block % 2 * 4 & 15, lane = column % LANES;
-            to[column / LANES * is.tile() + is.zeros_at(block) + lane % 8] |= char(zero << lane / 8 * 4);
+            const int zero = from[column * parts(is.blocks(), 2) + block / 2] >> block % 2 * 4 & 15;
+            to[column / LANES * is.tile() + is.zeros_at(block) + column % LANES] = char(zero);
         }
 }
 
@@ -184,7 +185,7 @@ private:
 template <int BITS>
 inline void unpack(const char* from, simd::Bytes (&w)[8]) {
     for (int i = 0; i < BITS; i++) {
-        const auto loaded = simd::load<simd::Bytes>(from + i * VECTOR);
+        const auto loaded = simd::bytes(from + i * VECTOR);
         if constexpr (BITS == 4) w[2 * i] = simd::low(loaded), w[2 * i + 1] = simd::high(loaded);
         else w[i] = loaded;
     }
@@ -204,14 +205,14 @@ inline void multiply(const Layout& is, const char* from, const Rows& rows, int64
         from += header, chapter_end = std::min(chapter_end + per_chapter, groups);
         for (; group < chapter_end; of_scales += SCALES, of_zeros += ZEROS) {
             simd::Floats zero, block[ROWS];
-            if constexpr (WITH_ZEROS) zero = simd::nibbles(of_zeros);
+            if constexpr (WITH_ZEROS) zero = simd::counts(of_zeros);
             for (auto& sum : block) sum = simd::all(0.0f);
             for (const int64_t end = std::min(group + per_block, groups); group < end; group++, from += BITS * VECTOR) {
                 simd::Bytes w[8];
                 unpack<BITS>(from, w);
                 for (int row = 0; row < ROWS; row++, a += GROUP, begin++) {
                     simd::Ints acc = simd::all(WITH_ZEROS ? 0 : *begin);
-                    for (int i = 0; i < 8; i++) simd::dot<BITS == 4>(acc, w[i], simd::load<int32_t>(a + 4 * i));
+                    for (int i = 0; i < 8; i++) acc = simd::dot<BITS == 4>(acc, w[i], simd::load<int32_t>(a + 4 * i));
                     simd::Floats product = simd::floats(acc);
                     if constexpr (WITH_ZEROS) product = product + zero * *minus++;
                     block[row] = block[row] + product * *scale++;
@@ -258,7 +259,7 @@ private:
         if (bias) std::memcpy(added, bias + column, size_t(width) * 4);
         for (int row = 0; row < ROWS; row++) {
             float result[LANES];
-            simd::store(result, y[row] * weights->factor + simd::load<simd::Floats>(added));
+            simd::store(result, y[row] * weights->factor + simd::floats(added));
             std::memcpy(to + (start + row) * is.n + column, result, size_t(width) * 4);
         }
     }

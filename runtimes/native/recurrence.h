@@ -25,10 +25,11 @@ struct Step {
     float *y, *after;
 
     void head(size_t head) const {
-        float* state = after + int64_t(head) * size * size;
-        std::memcpy(state, before + int64_t(head) * size * size, size_t(size * size) * 4);
-        if (size == 64) return known<64>(int64_t(head), state);
-        if (size == 128) return known<128>(int64_t(head), state);
+        const int64_t start = int64_t(head) * size * size;
+        float* state = after + start;
+        if (size == 64 && tokens) return known<64>(int64_t(head), before + start, state);
+        if (size == 128 && tokens) return known<128>(int64_t(head), before + start, state);
+        std::memcpy(state, before + start, size_t(size * size) * 4);
         for (int64_t token = 0; token < tokens; token++) any(at(token, int64_t(head)), state);
     }
 
@@ -51,7 +52,7 @@ private:
 
     // Some tokens at a time, so that what they give stays near while the rows of the state pass by.
     template <int SIZE>
-    void known(int64_t head, float* state) const {
+    void known(int64_t head, const float* entering, float* state) const {
         constexpr int64_t TOKENS = 16;
         constexpr int ROWS = SIZE == 64 && simd::WIDTH == 64 ? 4 : 1;
         float w[TOKENS][SIZE];
@@ -62,15 +63,18 @@ private:
                     const F32 grown = exp(simd::load<F32>(log_w + at(token, head) + i));
                     std::memcpy(w[token - first] + i, &grown, sizeof grown);
                 }
-            for (int row = 0; row < SIZE; row += ROWS) rows<SIZE, ROWS>(head, row, first, last, w[0], state);
+            for (int row = 0; row < SIZE; row += ROWS) rows<SIZE, ROWS>(head, row, first, last, w[0], entering, state);
         }
     }
 
     template <int SIZE, int ROWS>
-    void rows(int64_t head, int row, int64_t first, int64_t last, const float* w, float* state) const {
+    void rows(int64_t head, int row, int64_t first, int64_t last, const float* w, const float* entering,
+              float* state) const {
         constexpr int PARTS = SIZE / LANES;
         Floats s[ROWS][PARTS];
-        std::memcpy(s, state + row * SIZE, sizeof s);
+        const float* from = (first ? state : entering) + row * SIZE;
+        for (int i = 0; i < ROWS; i++)
+            for (int part = 0; part < PARTS; part++) s[i][part] = vector(from, i * SIZE + part * LANES);
         for (int64_t token = first; token < last; token++, w += SIZE) {
             const int64_t here = at(token, head);
             float removed[ROWS];
@@ -78,15 +82,16 @@ private:
             for (int i = 0; i < ROWS; i++)
                 for (int part = 0; part < PARTS; part++) {
                     const int at = part * LANES;
-                    s[i][part] = s[i][part] * simd::load<Floats>(w + at) + vector(b, here + at) * removed[i] +
+                    s[i][part] = s[i][part] * simd::floats(w + at) + vector(b, here + at) * removed[i] +
                                  vector(k, here + at) * v[here + row + i];
                 }
             for (int i = 0; i < ROWS; i++) y[here + row + i] = dot(s[i], r + here);
         }
-        std::memcpy(state + row * SIZE, s, sizeof s);
+        for (int i = 0; i < ROWS; i++)
+            for (int part = 0; part < PARTS; part++) simd::store(state + (row + i) * SIZE + part * LANES, s[i][part]);
     }
 
-    static Floats vector(const float* from, int64_t at) { return simd::load<Floats>(from + at); }
+    static Floats vector(const float* from, int64_t at) { return simd::floats(from + at); }
 
     template <int PARTS>
     static float dot(const Floats (&x)[PARTS], const float* y) {

@@ -23,6 +23,7 @@ constexpr int WIDTH = 16;
 constexpr int LANES = 16, PARTS = 4 * LANES / WIDTH;
 
 typedef uint8_t U8 __attribute__((vector_size(WIDTH)));
+typedef uint16_t U16 __attribute__((vector_size(WIDTH / 2)));
 typedef int32_t I32 __attribute__((vector_size(WIDTH)));
 typedef float F32 __attribute__((vector_size(WIDTH)));
 
@@ -53,15 +54,25 @@ inline I32 dot(I32 acc, U8 w, int32_t a) {
 #endif
 }
 
-struct Bytes {
-    U8 part[PARTS];
+// Registers that together hold 16 columns: halves of halves, because compilers keep arrays of registers in memory.
+template <class V, int COUNT>
+struct Many {
+    Many<V, COUNT / 2> first, second;
 };
-struct Ints {
-    I32 part[PARTS];
+template <class V>
+struct Many<V, 1> {
+    V all;
 };
-struct Floats {
-    F32 part[PARTS];
-};
+using Bytes = Many<U8, PARTS>;
+using Ints = Many<I32, PARTS>;
+using Floats = Many<F32, PARTS>;
+
+// f of each register of the others, as T.
+template <class T, class F, class... X>
+inline T each(F f, const X&... x) {
+    if constexpr (sizeof(T) == WIDTH) return {f(x.all...)};
+    else return {each<decltype(T::first)>(f, x.first...), each<decltype(T::second)>(f, x.second...)};
+}
 
 template <class T>
 inline T load(const void* from) {
@@ -69,68 +80,74 @@ inline T load(const void* from) {
     std::memcpy(&made, from, sizeof made);
     return made;
 }
-inline void store(float* to, const Floats& x) { std::memcpy(to, &x, sizeof x); }
+
+// Registers one after the other, each made of the bytes at its place, where a register's worth is `bytes` long.
+template <class T, class F>
+inline T made(F f, const char* from, int bytes) {
+    if constexpr (sizeof(T) == WIDTH) return {f(from)};
+    else {
+        const int half = int(sizeof(T) / WIDTH / 2) * bytes;
+        return {made<decltype(T::first)>(f, from, bytes), made<decltype(T::second)>(f, from + half, bytes)};
+    }
+}
+inline Bytes bytes(const char* from) { return made<Bytes>(load<U8>, from, WIDTH); }
+inline Floats floats(const float* from) { return made<Floats>(load<F32>, reinterpret_cast<const char*>(from), WIDTH); }
+
+template <class V>
+inline void store(float* to, const Many<V, 1>& x) {
+    std::memcpy(to, &x, sizeof x);
+}
+template <class V, int COUNT>
+inline void store(float* to, const Many<V, COUNT>& x) {
+    store(to, x.first);
+    store(to + sizeof x.first / sizeof(float), x.second);
+}
 
 inline Floats all(float x) {
-    Floats made;
-    for (F32& part : made.part) part = x - F32{};
-    return made;
+    return each<Floats>([x](F32 zero) { return x - zero; }, Floats{});
 }
 inline Ints all(int32_t x) {
-    Ints made;
-    for (I32& part : made.part) part = x - I32{};
-    return made;
+    return each<Ints>([x](I32 zero) { return x - zero; }, Ints{});
 }
 
-inline Bytes low(Bytes x) {
-    for (U8& part : x.part) part = part & 15;
-    return x;
+inline Bytes low(const Bytes& x) {
+    return each<Bytes>([](U8 part) { return part & 15; }, x);
 }
-inline Bytes high(Bytes x) {
-    for (U8& part : x.part) part = part >> 4;
-    return x;
+inline Bytes high(const Bytes& x) {
+    return each<Bytes>([](U8 part) { return part >> 4; }, x);
 }
 
 template <bool nibbles>
-inline void dot(Ints& acc, const Bytes& w, int32_t a) {
-    for (int i = 0; i < PARTS; i++) acc.part[i] = dot<nibbles>(acc.part[i], w.part[i], a);
+inline Ints dot(const Ints& acc, const Bytes& w, int32_t a) {
+    return each<Ints>([a](I32 acc, U8 w) { return dot<nibbles>(acc, w, a); }, acc, w);
 }
 
 inline Floats floats(const Ints& x) {
-    Floats made;
-    for (int i = 0; i < PARTS; i++) made.part[i] = __builtin_convertvector(x.part[i], F32);
-    return made;
+    return each<Floats>([](I32 part) { return __builtin_convertvector(part, F32); }, x);
+}
+inline Floats operator*(const Floats& x, const Floats& y) {
+    return each<Floats>([](F32 x, F32 y) { return x * y; }, x, y);
+}
+inline Floats operator+(const Floats& x, const Floats& y) {
+    return each<Floats>([](F32 x, F32 y) { return x + y; }, x, y);
+}
+inline Floats operator*(const Floats& x, float y) {
+    return each<Floats>([y](F32 x) { return x * y; }, x);
 }
 
 // 16 numbers of half precision, none of them infinite.
 inline Floats halves(const char* from) {
+    const auto widened = [](const char* at) {
 #if !defined(PLAIN) && defined(__AVX512VNNI__)
-    return {{(F32)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+        return (F32)_mm512_cvtph_ps(load<__m256i>(at));
+#elif !defined(PLAIN) && defined(__F16C__)
+        return (F32)_mm256_cvtph_ps(load<__m128i>(at));
 #else
-    Ints wide;
-    for (int i = 0; i < LANES; i++) {
-        const uint32_t bits = load<uint16_t>(from + 2 * i);
-        wide.part[i * 4 / WIDTH][i % (WIDTH / 4)] = int32_t((bits & 0x7fff) << 13 | (bits & 0x8000) << 16);
-    }
-    Floats made;
-    for (int i = 0; i < PARTS; i++) made.part[i] = (F32)wide.part[i] * 0x1p112f;
-    return made;
+        const I32 bits = __builtin_convertvector(load<U16>(at), I32);
+        return (F32)((bits & 0x7fff) << 13 | (bits & 0x8000) << 16) * 0x1p112f;
 #endif
-}
-
-// 16 nibbles in 8 bytes, all lower ones before the higher ones.
-inline Floats nibbles(const char* from) {
-    const auto packed = load<uint64_t>(from);
-    const uint64_t bytes[2] = {packed & 0x0f0f0f0f0f0f0f0f, packed >> 4 & 0x0f0f0f0f0f0f0f0f};
-#if !defined(PLAIN) && defined(__AVX512VNNI__)
-    return floats(Ints{{(I32)_mm512_cvtepu8_epi32(_mm_set_epi64x(int64_t(bytes[1]), int64_t(bytes[0])))}});
-#else
-    uint8_t each[LANES];
-    std::memcpy(each, bytes, sizeof each);
-    Ints wide;
-    for (int i = 0; i < LANES; i++) wide.part[i * 4 / WIDTH][i % (WIDTH / 4)] = each[i];
-    return floats(wide);
-#endif
+    };
+    return made<Floats>(widened, from, WIDTH / 2);
 }
 
 inline uint16_t half(float x) {  // to the nearest; |x| at most 2^15
@@ -141,28 +158,28 @@ inline uint16_t half(float x) {  // to the nearest; |x| at most 2^15
     return uint16_t(sign | (rest + 0xfff + (rest >> 13 & 1)) >> 13);
 }
 
-inline Floats operator*(Floats x, const Floats& y) {
-    for (int i = 0; i < PARTS; i++) x.part[i] *= y.part[i];
-    return x;
-}
-inline Floats operator*(Floats x, float y) {
-    for (F32& part : x.part) part *= y;
-    return x;
-}
-inline Floats operator+(Floats x, const Floats& y) {
-    for (int i = 0; i < PARTS; i++) x.part[i] += y.part[i];
-    return x;
+inline Floats counts(const char* from) {  // 16 bytes
+    const auto widened = [](const char* at) {
+#if !defined(PLAIN) && defined(__AVX512VNNI__)
+        return (I32)_mm512_cvtepu8_epi32(load<__m128i>(at));
+#elif !defined(PLAIN) && defined(__AVX2__)
+        return (I32)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+#else
+        typedef uint8_t U8s __attribute__((vector_size(WIDTH / 4)));
+        return __builtin_convertvector(load<U8s>(at), I32);
+#endif
+    };
+    return floats(made<Ints>(widened, from, WIDTH / 4));
 }
 
 inline float sum(const Floats& x) {
 #if !defined(PLAIN) && defined(__AVX512VNNI__)
-    return _mm512_reduce_add_ps((__m512)x.part[0]);
+    return _mm512_reduce_add_ps((__m512)x.all);
 #else
-    F32 total = x.part[0];
-    for (int i = 1; i < PARTS; i++) total += x.part[i];
-    float added = 0;
-    for (int i = 0; i < WIDTH / 4; i++) added += total[i];
-    return added;
+    float each[LANES], total[4];
+    store(each, x);
+    for (int i = 0; i < 4; i++) total[i] = (each[i] + each[i + 4]) + (each[i + 8] + each[i + 12]);
+    return (total[0] + total[2]) + (total[1] + total[3]);
 #endif
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -9,6 +10,9 @@ import typer
 from rwkv_export.options import Artifacts, JsonFile, On, Quiet
 
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
+Threads = Annotated[
+    int, typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime; 0: as many as fit.")
+]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
 
 
@@ -18,6 +22,7 @@ def bench(
     on: On = None,
     prompt: Prompt = 64,
     tokens: Tokens = 128,
+    threads: Threads = 0,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -28,10 +33,13 @@ def bench(
     Examples:
       rwkv-export bench out/tiny.onnx-cpu.fp32
       rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
+      rwkv-export bench out/tiny.onnx-cpu.int8 --threads 1 --on ort:cpu --on ort:cpu-fused
     """
     import validation
+    from runtimes.threads import VARIABLE
     from rwkv_export import output, results
 
+    os.environ[VARIABLE] = str(threads)
     with output.talking(quiet) as progress:
         found = validation.measure(artifacts, on=on, prompt=prompt, tokens=tokens, progress=progress)
     raise typer.Exit(results.deliver(found, json=json))

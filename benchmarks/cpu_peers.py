@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import bandwidth, llama, plot, report, rwkvcpp
-from peers.contract import LLAMA, OURS, PAIRS, RWKV_CPP, Absent, Bandwidth, Conversion, Kind, Row
+from peers.contract import LLAMA, MINE, PAIRS, RWKV_CPP, Absent, Bandwidth, Conversion, Kind, Row
 from peers.measuring import REPEATS, Setting, compare, judge_conversion, reference_logits, tell
 from peers.ours import Ours, source_digest
 from peers.stats import Ratio, ratios
@@ -114,7 +114,7 @@ def numbers(most: int) -> Callable[[str], list[int]]:
 
 
 def find_kinds(arguments: argparse.Namespace) -> list[Kind]:
-    """llama.cpp, ours, rwkv.cpp: the order in which they are asked; a peer that is not here says why in its rows.
+    """llama.cpp, ours in both places, rwkv.cpp, asked in this order; a peer that is not here says why in its rows.
 
     Raises Missing for one that was named in the arguments and cannot be used.
     """
@@ -122,7 +122,7 @@ def find_kinds(arguments: argparse.Namespace) -> list[Kind]:
     named, checkout = arguments.llama, arguments.rwkv_cpp
     return [
         _or_absent(LLAMA, named, lambda: llama.Llama(llama.find(named, cache, amx=amx), cache, huge_pages=huge)),
-        Ours(cache),
+        *(Ours(cache, name) for name in MINE),
         _or_absent(RWKV_CPP, checkout, lambda: rwkvcpp.RwkvCpp(rwkvcpp.find(checkout), cache, huge_pages=huge)),
     ]
 
@@ -183,7 +183,7 @@ def run_size(
         Setting(size, threads, checkpoint, reference, asked, arguments.rounds, arguments.cache)
         for threads in arguments.threads
     ]
-    conversions = [judge_conversion(kind, settings[0]) for kind in kinds if kind.name != OURS]
+    conversions = [judge_conversion(kind, settings[0]) for kind in kinds if kind.name not in MINE]
     document.conversions.extend(conversions)
     report.show_conversions(conversions, console)
     for setting in settings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -158,6 +158,7 @@ class Job:
 
     model:   the step module, its parameters on the meta device (exporter.models.parameters gives them values)
     prefill: graph sizes wanted beside 1
+    encode:  text to the model's token ids; raises WrongCall or Missing without a tokenizer
     """
 
     target: Target
@@ -166,6 +167,7 @@ class Job:
     prefill: tuple[int, ...]
     spec: ModelSpec
     model: torch.nn.Module
+    encode: Callable[[str], Sequence[int]]
     progress: Progress
 
 

@@ -40,12 +40,12 @@ def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...], shapes: 
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = {name: torch.empty(made.shape) for name, made in model.named_parameters()}
-        with _parameters(model, fakes):
+        with holding(model, fakes):
             return trace(model, inputs, shapes)
 
 
 @contextmanager
-def _parameters(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+def holding(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
     """Within the block the module's parameters are the given tensors."""
     own = dict(model.named_parameters())
     _register(model, {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})

@@ -8,6 +8,7 @@ from typing import cast
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import OutputFixPass
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -46,7 +47,8 @@ def _part(part: nn.Module, operands: tuple[Tensor, ...], *, opset: int) -> ir.Mo
         parameter = made.graph.initializers.pop(name, None) or ir.Value(name=f"{name}.unused")
         parameter.const_value = None
         made.graph.inputs.append(parameter)
-    return _cleaned(made)
+    OutputFixPass()(_cleaned(made))  # a recurrence may return one tensor as output and state
+    return made
 
 
 def _translated(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from exporter.atomic import replacing
 from exporter.contract import Job, Target, TargetFile, Written
 from exporter.model import Model, open_model
 from exporter.progress import Advance, Progress, silent
-from exporter.vocabulary import place_tokenizer
+from exporter.vocabulary import encoded, place_tokenizer
 from runtimes import manifest
 from runtimes.errors import WrongCall
 from runtimes.stacking import parts
@@ -93,7 +94,8 @@ def _write(plan: Plan, model: Model, progress: Progress) -> None:
         return progress(f"{plan.target.name} {plan.precision}: {text}", total)
 
     module = model.build(plan.target.spelling)
-    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, staged)
+    encode = partial(encoded, model)
+    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, encode, staged)
     with replacing(plan.folder, _identity(plan, model)) as folder:
         written = plan.file.export(job, folder)
         document = _describe(plan, model, written, folder)

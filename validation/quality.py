@@ -19,7 +19,7 @@ from validation.metrics import Prediction, compare_prediction, read_text
 from validation.outcome import Bound, Identity, Quality, placed_at
 from validation.trace import beginning
 
-TOKENS = 1024
+TOKENS = 512
 """Tokens predicted unless told."""
 
 

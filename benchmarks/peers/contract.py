@@ -9,7 +9,10 @@ from typing import Protocol
 
 from runtimes.errors import RwkvExportError
 
-OURS, LLAMA, RWKV_CPP = "ours", "llama.cpp", "rwkv.cpp"
+OURS, FUSED, LLAMA, RWKV_CPP = "ours", "ours, fused", "llama.cpp", "rwkv.cpp"
+
+MINE = {OURS: "ort:cpu", FUSED: "ort:cpu-fused"}
+"""Our engines: the same artifact in two places."""
 
 PAIRS = {"fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "int4-b128": "Q4_0", "int4-int8": "Q4_0"}
 """Our precisions and the formats of about as many bits they are compared with; b128 has a scale for 128 weights where
@@ -33,7 +36,7 @@ class Prepared:
 
 
 class Kind(Protocol):
-    """One of OURS, LLAMA, RWKV_CPP; every method raises a RwkvExportError that becomes the row's reason."""
+    """One of MINE, LLAMA, RWKV_CPP; every method raises a RwkvExportError that becomes the row's reason."""
 
     @property
     def name(self) -> str: ...

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 
 import exporter
+import runtimes.registry
 from exporter import registry
-from peers.contract import OURS, Prepared
+from peers.contract import MINE, OURS, Prepared
 from runtimes import manifest
 from runtimes.errors import WrongCall, did_you_mean
 from runtimes.files import write_text_atomically
@@ -26,13 +27,16 @@ THREADS = "RWKV_EXPORT_THREADS"
 class Ours:
     """Artifacts of the target onnx-cpu in `cache`, made again when the exporter changes."""
 
-    name = OURS
-
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, name: str = OURS) -> None:
+        self.name = name
         self._cache = cache / OURS
 
     def prepare(self, checkpoint: Path, precision: str) -> Prepared:
-        """Export, or find what was exported by the same sources. Raises WrongCall for a precision there is not."""
+        """Export, or find what was exported by the same sources.
+
+        Raises WrongCall for a precision there is not, Missing where the place is not usable here.
+        """
+        runtimes.registry.require(MINE[self.name])
         target, _ = registry.find(TARGET)
         if precision not in target.precisions:
             hint = did_you_mean(precision, target.precisions)
@@ -50,7 +54,7 @@ class Ours:
 
     def command(self, model: Path, threads: int) -> list[str | Path]:
         """The worker; it takes its threads from the environment."""
-        return [sys.executable, "-m", "peers.ours_worker", model]
+        return [sys.executable, "-m", "peers.ours_worker", model, MINE[self.name]]
 
     def environment(self, threads: int) -> dict[str, str]:
         return {THREADS: str(threads)}

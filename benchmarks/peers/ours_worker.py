@@ -1,4 +1,4 @@
-"""Serves an artifact of ours over the line protocol; run as `python -m peers.ours_worker FOLDER`."""
+"""Serves an artifact of ours over the line protocol; run as `python -m peers.ours_worker FOLDER PLACE`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import psutil
 from peers.protocol import serve, token, tokens
 from runtimes import manifest, open_session
 from runtimes.contract import Array, Session
-
-PLACE = "ort:cpu"
 
 
 class Ours:
@@ -49,10 +47,10 @@ class Ours:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, place = Path(sys.argv[1]), sys.argv[2]
     imported = psutil.Process().memory_info().rss
     before = time.perf_counter()
-    session = open_session(folder, PLACE)
+    session = open_session(folder, place)
     seconds = time.perf_counter() - before
     observed = session.placement().observed
     vocab = manifest.read(folder).model.vocab

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from peers.contract import LLAMA, OURS, PAIRS, RWKV_CPP, Row
+from peers.contract import FUSED, LLAMA, MINE, OURS, PAIRS, RWKV_CPP, Row
 from peers.stats import Spread, measures, rates, ratios, spread
 
-COLOURS = {OURS: "#2b6cb0", LLAMA: "#b8bfc9", RWKV_CPP: "#dde1e7"}
+COLOURS = {OURS: "#2b6cb0", FUSED: "#1a365d", LLAMA: "#b8bfc9", RWKV_CPP: "#dde1e7"}
 INK = "#2d3440"
-WIDTH = 0.26  # of a bar, where presets are 1 apart
+WIDTH = 0.21
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -39,12 +39,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def _panel(panel: Axes, measure: str, rows: Sequence[Row]) -> None:
     present = {(row.engine, row.precision): row for row in rows if row.missing is None}
     presets = [row.precision for row in rows if row.engine == OURS]
-    for offset, engine in enumerate((OURS, LLAMA, RWKV_CPP)):
+    engines = (*MINE, LLAMA, RWKV_CPP)
+    for offset, engine in enumerate(engines):
         found: list[tuple[float, Spread]] = []
         for place, preset in enumerate(presets):
-            row = present.get((engine, preset if engine == OURS else PAIRS[preset]))
+            row = present.get((engine, preset if engine in MINE else PAIRS[preset]))
             if row:
-                found.append((place + (offset - 1) * WIDTH, spread(rates(row, measure))))
+                found.append((place + (offset - 1.5) * WIDTH, spread(rates(row, measure))))
         if found:
             places, heights = [place for place, _ in found], [speed.median for _, speed in found]
             below = [speed.median - speed.low for _, speed in found]
@@ -55,8 +56,8 @@ def _panel(panel: Axes, measure: str, rows: Sequence[Row]) -> None:
             )
     for ratio in ratios(rows):
         if ratio.measure == measure and ratio.peer == LLAMA:
-            ours = spread(rates(present[OURS, ratio.ours], measure)).high
-            over = presets.index(ratio.ours) - WIDTH
+            ours = spread(rates(present[ratio.engine, ratio.ours], measure)).high
+            over = presets.index(ratio.ours) + (engines.index(ratio.engine) - 1.5) * WIDTH
             label = f"{ratio.ratio.median:.2f}×"  # noqa: RUF001
             panel.annotate(label, (over, ours), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK)
     panel.set_xticks(range(len(presets)), [f"{preset} / {PAIRS[preset]}" for preset in presets], fontsize=8)

@@ -29,7 +29,7 @@ def show(rows: Sequence[Row], bandwidths: Sequence[Bandwidth], console: Console)
     if found := ratios(rows):
         table = _table("ours / peer, tokens a second", "measure", "median", "range over the rounds", "rounds")
         for ratio in found:
-            pair = f"{ratio.ours} / {ratio.peer} {ratio.precision}"
+            pair = f"{ratio.engine} {ratio.ours} / {ratio.peer} {ratio.precision}"
             table.add_row(pair, ratio.measure, f"{ratio.ratio.median:.2f}", _range(ratio.ratio, 2), str(ratio.rounds))
         console.print(table)
     for sentence in oddities(rows):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peers.contract import LLAMA, OURS, PAIRS, RWKV_CPP, Bandwidth, Row
+from peers.contract import LLAMA, MINE, PAIRS, RWKV_CPP, Bandwidth, Row
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Ratio:
     size: str
     threads: int
     measure: str
+    engine: str
     ours: str
     peer: str
     precision: str
@@ -59,15 +60,16 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     for (size, threads, engine, precision), row in found.items():
         for peer in (LLAMA, RWKV_CPP):
             other = found.get((size, threads, peer, PAIRS.get(precision, "")))
-            if engine == OURS and other:
+            if engine in MINE and other:
                 made += [_ratio(row, other, measure) for measure in row.samples]
     return made
 
 
 def _ratio(ours: Row, peer: Row, measure: str) -> Ratio:
     pairs = zip(rates(ours, measure), rates(peer, measure), strict=True)
-    each = [mine / theirs for mine, theirs in pairs]
-    return Ratio(ours.size, ours.threads, measure, ours.precision, peer.engine, peer.precision, len(each), spread(each))
+    each = [own / other for own, other in pairs]
+    mine = (ours.engine, ours.precision)
+    return Ratio(ours.size, ours.threads, measure, *mine, peer.engine, peer.precision, len(each), spread(each))
 
 
 def gigabytes_per_second(row: Row) -> float | None:

@@ -17,12 +17,18 @@ import onnx_ir as ir
 from runtimes.contract import Array
 
 
-def balance(model: ir.Model) -> None:
-    """Scale the matrices around every squared ReLU, in place; weights are still read only when they are written."""
+def balance(model: ir.Model) -> dict[str, Callable[[], Array]]:
+    """Scale the matrices around every squared ReLU, in place; weights are still read only when they are written.
+
+    By the name of every V, what its inputs are divided by, (F,).
+    """
+    quieted: dict[str, Callable[[], Array]] = {}
     for key, value in _feed_forwards(model.graph):
         factors = cache(partial(_factors, weights(key), weights(value)))
         key.const_value = _lazy(weights(key), partial(_quieter, factors=factors))
         value.const_value = _lazy(weights(value), partial(_louder, factors=factors))
+        quieted[str(value.name)] = partial(_squared, factors)
+    return quieted
 
 
 def weights(initializer: ir.Value) -> ir.TensorProtocol:
@@ -78,8 +84,13 @@ def _quieter(key: Array, factors: Callable[[], Array]) -> Array:
 
 
 def _louder(value: Array, factors: Callable[[], Array]) -> Array:
-    louder: Array = value * factors() ** 2
+    louder: Array = value * _squared(factors)
     return louder
+
+
+def _squared(factors: Callable[[], Array]) -> Array:
+    squared: Array = factors() ** 2
+    return squared
 
 
 def _lazy(source: ir.TensorProtocol, change: Callable[[Array], Array]) -> ir.LazyTensor:

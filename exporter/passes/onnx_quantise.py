@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.passes.onnx_balance import balance, weights
+from exporter.passes.onnx_gptq import Compensated
 from exporter.passes.onnx_rounding import Blocks, Channels, Latest, Rows, Storage, Tensors
+from runtimes.contract import Array
 from runtimes.manifest import Kept
 
 DOMAIN = "com.microsoft"
@@ -58,13 +60,15 @@ UNSUITED = "ONNX Runtime has no quantised operator for what takes it"
 UNEVEN = "a row of an odd number of 4-bit values does not end on a byte"
 
 
-def quantise(model: ir.Model, preset: Preset) -> tuple[Kept, ...]:
+def quantise(model: ir.Model, preset: Preset, moments: Mapping[str, Array] | None = None) -> tuple[Kept, ...]:
     """Replace products and lookups by quantised ones, in place; what stays float32, and why.
+
+    moments: X^T X / n (K, K) of the inputs X (n, K) that matrices take on a text, by name, which 4 bits then mind
 
     No weight is read: like those they replace, the new initializers are made when they are written. Their names and
     values depend on the parameter alone, so that graphs of any number of tokens can share them.
     """
-    balance(model)
+    quieted = balance(model)
     kept: dict[str, Kept] = {}
     latest = Latest()
     for name, matrix in list(model.graph.initializers.items()):
@@ -72,6 +76,8 @@ def quantise(model: ir.Model, preset: Preset) -> tuple[Kept, ...]:
             continue  # a constant of the graph, no parameter
         taken = {_taken(node, index) for node, index in matrix.uses()}
         storage = preset.tables if taken == {"rows"} else preset.of(name)
+        if moments and name in moments and isinstance(storage, Blocks) and storage.bits == 4:
+            storage = Compensated(storage, partial(_moment, moments[name], quieted.get(name)))
         if reason := _unfit(matrix, taken, storage):
             pattern = "vectors" if reason == VECTORS else re.sub(r"\.\d+\.", ".*.", name)
             kept[pattern] = Kept(pattern, "float32", reason)
@@ -79,6 +85,15 @@ def quantise(model: ir.Model, preset: Preset) -> tuple[Kept, ...]:
             _replace(model.graph, matrix, storage, latest)
     model.graph.opset_imports[DOMAIN] = 1
     return tuple(kept.values())
+
+
+def _moment(moment: Array, divided_by: Callable[[], Array] | None) -> Array:
+    """That of the same inputs divided by factors (K,)."""
+    if divided_by is None:
+        return moment
+    factors = divided_by()
+    quieter: Array = moment / factors / factors[:, None]
+    return quieter
 
 
 def _taken(node: ir.Node, index: int) -> str:

@@ -13,7 +13,7 @@ def tidy(model: ir.Model) -> None:
     Not onnxscript's whole optimizer: its rewrite rules find nothing more in a step than a handful of nodes that ONNX
     Runtime fuses itself, and take ten times as long over a prefill graph.
     """
-    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.fold_constants(model, should_fold=_knows_all_inputs)
     for clean in (
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
@@ -25,6 +25,12 @@ def tidy(model: ir.Model) -> None:
         common.NameFixPass(),
     ):
         clean(model)
+
+
+def _knows_all_inputs(node: ir.Node) -> bool | None:
+    """False for arithmetic on weights: it stays in the graph, because its result may be larger than they are."""
+    lazy = any(value is not None and isinstance(value.const_value, ir.LazyTensor) for value in node.inputs)
+    return False if lazy else None
 
 
 def strip(model: ir.Model) -> None:

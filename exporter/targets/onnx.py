@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from exporter import ports
 from exporter.contract import Job, ModelSpec, Option, Target, Written
+from runtimes.contract import Array
 from runtimes.errors import WrongCall
 from runtimes.manifest import Graph, Kept, Precision
+from runtimes.tokenizer import kind_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,6 +46,12 @@ TARGETS = (
                 "names", ("own", "rwkv-mobile"), "own", "input and output names and shapes; rwkv-mobile: in, state0_in"
             ),
             Option("opset", ("18", "20", "21", "23"), "18", "ONNX operator set; older ones load in more runtimes"),
+            Option(
+                "calibrate",
+                ("none", "gptq"),
+                "none",
+                "with 4 bits: round by what that costs on 4096 tokens of the bundled text; the model is in memory then",
+            ),
         ),
         prefill=True,
         also_runs=("ort:cpu-fused",),
@@ -65,11 +73,17 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """rwkv-mobile's names exist for some versions only, and for separate state."""
+    """rwkv-mobile's names exist for some versions and separate state, calibration for 4 bits and known vocabularies."""
     if options["names"] == "rwkv-mobile":
         ports.rwkv_mobile(spec)
         if options["state"] == "stacked":
             raise WrongCall("rwkv-mobile loads a state tensor for each layer", hint="leave out -O state=stacked")
+    if options["calibrate"] != "none":
+        hint = "leave out -O calibrate=gptq"
+        if not precision.startswith("int4"):
+            raise WrongCall(f"precision {precision} stores no matrix in 4 bits to calibrate", hint=hint)
+        if kind_for(spec.vocab) == "none":
+            raise WrongCall(f"no known tokenizer has {spec.vocab} tokens to read a text with", hint=hint)
 
 
 def export(job: Job, folder: Path) -> Written:
@@ -77,11 +91,12 @@ def export(job: Job, folder: Path) -> Written:
     from exporter.passes import onnx_weights
 
     named, module = _ports(job)
+    moments = _moments(job, module)
     graphs: list[Graph] = []
     for name, sizes in _files(job).items():
         with job.progress(f"tracing {name}"):
             model, up_to = _traced(module, named, sizes, int(job.options["opset"]))
-            kept = _store(model, job.precision)
+            kept = _store(model, job.precision, moments)
         path = folder / f"{name}.onnx"
         if not graphs:
             weights = onnx_weights.save_with_data(model, path, DATA, job.progress)
@@ -123,7 +138,18 @@ def _entry(file: str, size: int, named: ports.Ports, *, up_to: bool) -> Graph:
     return Graph(size, file, named.tokens, ids, named.logits, up_to=up_to)
 
 
-def _store(model: ir.Model, precision: str) -> tuple[Kept, ...]:
+def _moments(job: Job, module: nn.Module) -> Mapping[str, Array]:
+    """What every matrix takes on a text, by its name in `module`; nothing where no calibration is wanted."""
+    if job.options["calibrate"] == "none":
+        return {}
+    from exporter import calibration
+
+    found = calibration.inputs_of(job.model, job.spec, calibration.passage(job.encode), job.progress)
+    inside = next(path for path, part in module.named_modules() if part is job.model)
+    return {f"{inside}.{name}".removeprefix("."): moment for name, moment in found.items()}
+
+
+def _store(model: ir.Model, precision: str, moments: Mapping[str, Array]) -> tuple[Kept, ...]:
     """Rewrite the graph for weights stored in `precision`; what stays wider, and why."""
     if precision == "fp32":
         return ()
@@ -134,7 +160,7 @@ def _store(model: ir.Model, precision: str) -> tuple[Kept, ...]:
         return (KEPT,)
     from exporter.passes import onnx_quantise
 
-    return onnx_quantise.quantise(model, onnx_quantise.PRESETS[precision])
+    return onnx_quantise.quantise(model, onnx_quantise.PRESETS[precision], moments)
 
 
 def _tools() -> dict[str, str]:

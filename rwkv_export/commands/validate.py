@@ -43,7 +43,7 @@ def validate(
     seed: Seed = 0,
     quality: Quality = False,
     text: Text = None,
-    quality_tokens: QualityTokens = 1024,
+    quality_tokens: QualityTokens = 512,
     json: JsonFile = None,
     junit: Junit = None,
     markdown: Markdown = None,

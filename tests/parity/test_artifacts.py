@@ -99,7 +99,7 @@ def test_torch_archive_with_a_prefill_graph_passes(exports: Exports, version: st
 
 @pytest.mark.parametrize(("version", "sizes"), [("7", (8, 3)), ("6", (3,))])
 def test_onnx_prefill_graphs_share_one_data_file(exports: Exports, version: str, sizes: tuple[int, ...]) -> None:
-    folder = exports(version, "onnx-cpu", prefill=sizes)
+    folder = exports(version, "onnx-cpu", prefill=sizes, options={"graphs": "each"})
     assert [graph.tokens for graph in manifest.read(folder).graphs] == [1, *sorted(sizes)]
     bytes_of = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert [name for name in bytes_of if name.endswith(".data")] == ["model.onnx.data"]

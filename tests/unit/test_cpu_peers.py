@@ -475,7 +475,7 @@ def test_engines_that_are_not_here_are_absent_with_the_reason(tmp_path: Path, mo
 
     monkeypatch.setattr(peers("llama"), "find", fail)
     arguments = SimpleNamespace(cache=tmp_path, huge_pages=False, no_amx=False, llama=None, rwkv_cpp=None)
-    llama, ours, rwkv_cpp = script().find_kinds(arguments)
+    llama, ours, _, rwkv_cpp = script().find_kinds(arguments)
     assert [llama.name, ours.name, rwkv_cpp.name] == ["llama.cpp", "ours", "rwkv.cpp"]
     assert str(llama.reason) == "there is no cmake on this machine"
     assert "no checkout of rwkv.cpp" in str(rwkv_cpp.reason)

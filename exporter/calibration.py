@@ -1,0 +1,90 @@
+"""What the projections of a model take on a text, as second moments, for rounding that minds them; it rounds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from exporter import bundled
+from exporter.checkpoint import check_finite
+from exporter.contract import ModelSpec
+from exporter.graph import arguments, holding
+from exporter.models.layers import Linear, StepModel
+from exporter.models.parameters import value
+from exporter.progress import Progress
+from runtimes.contract import Array
+
+SKIPPED = 20_000  # characters; the 1024 tokens that `validate` reads of the same text unless told end well before
+TOKENS = 4096
+CALL = 64  # tokens
+
+
+def passage(encode: Callable[[str], Sequence[int]]) -> Sequence[int]:
+    """The tokens to calibrate on: of the bundled text, from character SKIPPED on, which `validate` does not read."""
+    return encode(bundled.HELDOUT.read_text("ascii")[SKIPPED:])[:TOKENS]
+
+
+def inputs_of(model: nn.Module, spec: ModelSpec, tokens: Sequence[int], progress: Progress) -> Mapping[str, Array]:
+    """X^T X / n of the inputs X (n, K) of every linear of a step module, (K, K) float32, by its weight's name.
+
+    Tokens are read in calls of CALL, the state carried from the one a model starts with. Meanwhile the whole model is
+    in memory as float32, and afterwards the moments, K^2 values a linear; the module itself is left as it was. Raises
+    BadCheckpoint where an input is not finite.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        if name not in sums:
+            sums[name] = x.new_zeros(x.shape[-1], x.shape[-1])
+        sums[name].addmm_(x.T, x)
+
+    step = cast(StepModel, model)
+    with holding(model, _values(model, progress)), _watched(step, see):
+        _read(step, spec, tokens, progress)
+    for name, moment in sums.items():
+        check_finite(f"what {name} takes", moment)
+    return {name: (moment / len(tokens)).numpy() for name, moment in sums.items()}
+
+
+def _values(model: nn.Module, progress: Progress) -> dict[str, Tensor]:
+    values, parameters = {}, dict(model.named_parameters())
+    with progress("reading the weights", len(parameters)) as advance:
+        for name, made in parameters.items():
+            values[name] = value(made)
+            advance(1)
+    return values
+
+
+@torch.no_grad()
+def _read(model: StepModel, spec: ModelSpec, tokens: Sequence[int], progress: Progress) -> None:
+    _, *state = arguments(spec, 1)
+    with progress("calibrating", len(tokens)) as advance:
+        for some in torch.tensor(tokens).split(CALL):
+            _, *state = model(some, *state)
+            advance(len(some))
+
+
+@contextmanager
+def _watched(model: StepModel, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block `see` is called with a weight's name and what its linear takes, (T, K).
+
+    A call computes the logits of its last token only; the head is shown what it would take for the others too.
+    """
+
+    def taken(name: str, _: nn.Module, given: tuple[Tensor]) -> None:
+        see(name, *given)
+
+    def leaving(_: nn.Module, __: object, made: tuple[Tensor, ...]) -> None:
+        see("head.weight", model.ln_out(made[0]))
+
+    with ExitStack() as hooks:
+        for path, part in model.named_modules():
+            if isinstance(part, Linear) and part is not model.head:
+                hooks.enter_context(part.register_forward_pre_hook(partial(taken, f"{path}.weight")))
+        hooks.enter_context(model.blocks[-1].register_forward_hook(leaving))
+        yield

@@ -11,7 +11,7 @@ from pathlib import Path
 from validation import outcome
 from validation.outcome import Parity, Results
 
-HEAD = """| target | precision | ran on | verdict | max abs logit error | KL, nats | top-1 | decode |
+HEAD = """| target | precision | ran on | verdict | max abs logit error | KL, nats | mean KL on text | decode |
 |---|---|---|---|---|---|---|---|"""
 
 
@@ -26,11 +26,13 @@ def _row(row: Parity, results: Results) -> str:
         return f"| `{identity.target}` | {identity.precision} | | {row.outcome} | | | | |"
     timed = [latency.decode for latency in results.latency if latency.identity == identity and latency.decode]
     interpreted = identity.evidence == "interpreted"
+    texts = [text.reading.kl_mean for text in results.quality if text.identity == identity and text.reading]
+    text = f"{texts[0]:.1e}" if texts else ""
     speed = f"{timed[0].median_ms:.2f} ms" if timed and not interpreted else ""
     place = f"{identity.observed}{', interpreted' if interpreted else ''}"
     return (
         f"| `{identity.target}` | {identity.precision} | {place} | {row.outcome} | {free.worst:.1e} "
-        f"| {max(free.kl):.1e} | {free.top1:.0%} | {speed} |"
+        f"| {max(free.kl):.1e} | {text} | {speed} |"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the projections of a model take on a text, as second moments, for rounding that minds them; it rounds nothing."""
+"""What the projections of a model take on a text, as second moments, for rounding that minds it; it rounds nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _values(model: nn.Module, progress: Progress) -> dict[str, Tensor]:
 def _read(model: StepModel, spec: ModelSpec, tokens: Sequence[int], progress: Progress) -> None:
     _, *state = arguments(spec, 1)
     with progress("calibrating", len(tokens)) as advance:
-        for some in torch.tensor(tokens).split(CALL):
+        for start in range(0, len(tokens), CALL):
+            some = torch.tensor(tokens[start : start + CALL])
             _, *state = model(some, *state)
             advance(len(some))
 

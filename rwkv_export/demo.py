@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from exporter.progress import Progress
     from validation.outcome import Results
 
-PLAN = {"fp32": ("onnx-cpu", "coreml", "executorch-xnnpack"), "fp16": ("coreml",)}
+PLAN = {
+    "fp32": ("onnx-cpu", "coreml", "executorch-xnnpack"),
+    "fp16": ("coreml",),
+    "int8": ("onnx-cpu",),
+    "int4": ("onnx-cpu",),
+}
 """Precision -> targets."""
 
 PROMPT = "The "

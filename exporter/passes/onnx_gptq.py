@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from exporter.passes.onnx_rounding import ROWS, Blocks, Described, Tensors
 from runtimes.contract import Array
@@ -57,16 +58,17 @@ class Compensated:
 
 def _weights(moment: Array) -> Array:
     """How an input's error is shared out among later ones, (K, K): U above, with U^T U the inverse of the moment."""
-    damped = moment.astype(np.float64)
-    diagonal = np.einsum("ii->i", damped)
-    diagonal += DAMPING * diagonal.mean() or 1.0  # inputs that are never anything but zero say nothing
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    weights: Array = np.linalg.inv(lower[::-1, ::-1]).astype(np.float32)
+    damped = torch.from_numpy(moment).to(torch.float64, copy=True)
+    diagonal = damped.diagonal()
+    diagonal += DAMPING * float(diagonal.mean()) or 1.0  # inputs that are never anything but zero say nothing
+    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=torch.float64), upper=True)
+    weights: Array = inverse.to(torch.float32).numpy()
     return weights
 
 
 def _block(left: Array, plain: Tensors, weights: Array) -> tuple[Array, Array]:
-    """Values (N, block) of `left` (k, N) on the scales of `plain`, and each input's error over its own weight (k, N)."""
+    """Values (N, block) of `left` (k, N) on the scales of `plain`; each input's error over its own weight (k, N)."""
     scales = plain["scales"][:, 0]
     steps = np.where(scales == 0, np.float32(1), scales)
     zeros = (plain["zeros"][:, 0] & 15).astype(np.float32) if "zeros" in plain else np.float32(8)

@@ -178,10 +178,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
-def test_the_matrix_of_the_readme_is_that_of_a_recorded_run() -> None:
+@pytest.mark.parametrize(("name", "script"), [("matrix", "matrix.py"), ("peers", "peers_table.py")])
+def test_a_table_of_the_readme_is_that_of_a_recorded_run(name: str, script: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    source, shown = re.search(r"<!-- matrix: (\S+) -->\n(.*?)\n<!-- end of matrix -->", readme, re.DOTALL).groups()
-    script = [sys.executable, ROOT / "benchmarks" / "matrix.py", ROOT / source]
-    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
+    source, shown = re.search(rf"<!-- {name}: (\S+) -->\n(.*?)\n<!-- end of {name} -->", readme, re.DOTALL).groups()
+    command = [sys.executable, ROOT / "benchmarks" / script, ROOT / source]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert shown == printed
     assert printed.count("\n") >= 4

@@ -12,7 +12,6 @@ from exporter.contract import ModelSpec
 from runtimes.contract import TensorSpec
 from runtimes.errors import WrongCall
 from runtimes.manifest import StateTensor
-from runtimes.stacking import LAYER
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ def stacked(spec: ModelSpec) -> Ports:
     state = []
     for first in spec.state[: len(spec.state) // spec.layers]:
         name = first.name.replace("blocks.0.", "blocks.*.")
-        together = TensorSpec(name, (spec.layers, *first.shape[1:]), first.dtype, (LAYER, *first.axes[1:]), first.fill)
+        together = TensorSpec(
+            name, (spec.layers, *first.shape[1:]), first.dtype, ("layer", *first.axes[1:]), first.fill
+        )
         _, _, short = name.partition("*.")
         state.append(_stated(together, short, f"{short}.next"))
     return Ports("tokens", "logits", tuple(state))

@@ -9,12 +9,10 @@ import numpy as np
 
 from runtimes.contract import Array, TensorSpec
 
-LAYER = "layer"
-
 
 def is_stacked(spec: TensorSpec) -> bool:
     """Whether `spec` is `blocks.*.att.wkv`, (layers, ...), in place of one tensor (1, ...) a layer."""
-    return spec.axes[0] == LAYER
+    return "*" in spec.name
 
 
 def parts(spec: TensorSpec) -> tuple[TensorSpec, ...]:

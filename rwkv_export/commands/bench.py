@@ -33,7 +33,7 @@ def bench(
     Examples:
       rwkv-export bench out/tiny.onnx-cpu.fp32
       rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
-      rwkv-export bench out/tiny.onnx-cpu.int8 --threads 1 --on ort:cpu --on ort:cpu-fused
+      rwkv-export bench out/* --threads 1 --on ort:cpu --on ort:cpu-fused
     """
     import validation
     from runtimes.threads import VARIABLE

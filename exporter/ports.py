@@ -73,9 +73,8 @@ def stacked(spec: ModelSpec) -> Ports:
     state = []
     for first in spec.state[: len(spec.state) // spec.layers]:
         name = first.name.replace("blocks.0.", "blocks.*.")
-        together = TensorSpec(
-            name, (spec.layers, *first.shape[1:]), first.dtype, ("layer", *first.axes[1:]), first.fill
-        )
+        shape, axes = (spec.layers, *first.shape[1:]), ("layer", *first.axes[1:])
+        together = TensorSpec(name, shape, first.dtype, axes, first.fill)
         _, _, short = name.partition("*.")
         state.append(_stated(together, short, f"{short}.next"))
     return Ports("tokens", "logits", tuple(state))

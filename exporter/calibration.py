@@ -19,7 +19,7 @@ from exporter.models.parameters import value
 from exporter.progress import Progress
 from runtimes.contract import Array
 
-SKIPPED = 20_000  # characters; the 1024 tokens that `validate` reads of the same text unless told end well before
+SKIPPED = 20_000  # characters; what `validate` reads of the same text, unless told otherwise, ends well before
 TOKENS = 4096
 CALL = 64  # tokens
 

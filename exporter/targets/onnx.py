@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-QUANTISED = {"int8": "int8", "int8-b32": "int8", "int4": "int4", "int4-int8": "int4", "int4-b128": "int4-b128"}
+QUANTISED = {"int8": "int8", "int8-b32": "int8", "int4": "int4", "int4-int8": "int4", "int4-b128": "int4"}
 STORED = {"fp32": "float32", "fp16": "float16"} | {name: name for name in QUANTISED}
 
 TARGETS = (

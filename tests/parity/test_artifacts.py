@@ -109,6 +109,7 @@ def test_onnx_prefill_graphs_share_one_data_file(exports: Exports, version: str,
         stored = onnx.load(folder / name, load_external_data=False).graph.initializer
         weights = [tensor for tensor in stored if tensor.name.startswith(("blocks.", "emb", "head"))]
         assert max(len(tensor.raw_data) for tensor in weights) < 1024
+        assert max(len(tensor.raw_data) for tensor in stored) <= 4096  # masks of a block, 32 x 32
     exact(folder)
 
 

@@ -75,13 +75,14 @@ class Placement:
     requested: "ort:cpu"
     observed:  the same form, read back from the runtime, e.g. "ort:cpu"; a session that fell back says where it ran
     nodes:     graph nodes (or ops, or delegates) per unit, e.g. {"CPUExecutionProvider": 325}
-    evidence:  "run" by the target's own runtime, or "interpreted" by ours: proof of the numbers, not of any speed
+    evidence:  "run" by the target's own runtime on such a device, "emulated" by the vendor's emulator or reference
+               model, or "interpreted" by ours; the latter two are proof of the numbers, not of any speed
     """
 
     requested: str
     observed: str
     nodes: Mapping[str, int] = field(default_factory=dict)
-    evidence: Literal["run", "interpreted"] = "run"
+    evidence: Literal["run", "emulated", "interpreted"] = "run"
 
 
 class Session(Protocol):

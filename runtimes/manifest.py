@@ -58,6 +58,25 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What delegates took of one graph, counted in the lowered program; `delegates` is empty where none took anything.
+
+    delegates: calls of each delegate, {"XnnpackBackend": 1}
+    inside, outside: operators by name and count, taken by delegates and left to the runtime's own kernels
+    macs_inside, macs_outside: multiply-accumulates of one call, of matrix products and convolutions
+    weights_inside, weights_outside: bytes of constants
+    """
+
+    delegates: Mapping[str, int]
+    inside: Mapping[str, int]
+    outside: Mapping[str, int]
+    macs_inside: int
+    macs_outside: int
+    weights_inside: int
+    weights_outside: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """One entry point taking `tokens` token ids at once.
 
@@ -66,6 +85,7 @@ class Graph:
     input, input_dtype: the token input, of shape (tokens,); (1, tokens) with rwkv-mobile names
     output:   the logits output, (1, vocab), for the last token; (1, 1, vocab) with rwkv-mobile names
     up_to:    any number of token ids from 1 to `tokens` will do
+    coverage: what delegates took, in formats that have them
     """
 
     tokens: int
@@ -75,6 +95,7 @@ class Graph:
     output: str
     function: str | None = None
     up_to: bool = False
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ STYLES = {
     "error": "red",
     "fallback": "yellow",
     "suspicious": "yellow",
+    "compiled": "cyan",
     "missing": "dim",
 }
 
@@ -124,7 +125,8 @@ def _rate(samples: Samples | None) -> str:
 
 def _who(identity: Identity) -> tuple[str, str]:
     if identity.observed == identity.requested:
-        return identity.artifact, identity.observed + (" (interpreted)" if identity.evidence == "interpreted" else "")
+        how = "" if identity.evidence in ("", "run") else f" ({identity.evidence})"
+        return identity.artifact, identity.observed + how
     return identity.artifact, f"{identity.observed or 'nowhere'}, not {identity.requested}"
 
 

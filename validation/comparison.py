@@ -24,6 +24,7 @@ _WORSE = (
     Outcome.PASS,
     Outcome.FALLBACK,
     Outcome.SUSPICIOUS,
+    Outcome.COMPILED,
     Outcome.MISSING,
     Outcome.FAIL,
     Outcome.ERROR,

@@ -12,6 +12,7 @@ from pathlib import Path
 from runtimes.contract import Placement
 from runtimes.errors import WrongCall
 from runtimes.files import write_text_atomically
+from runtimes.manifest import Coverage
 from runtimes.schema import SchemaError, from_plain, to_plain
 
 SCHEMA = 1
@@ -24,6 +25,7 @@ class Outcome(StrEnum):
     FAIL        ran, outside tolerance
     FALLBACK    ran within tolerance, but not where it was asked to
     SUSPICIOUS  an fp16 artifact with an error of exactly zero: probably the reference compared with itself
+    COMPILED    a delegate's own compiler made it, and this machine cannot run it
     MISSING     this machine lacks the runtime or device
     ERROR       loading or running raised
     """
@@ -32,6 +34,7 @@ class Outcome(StrEnum):
     FAIL = "fail"
     FALLBACK = "fallback"
     SUSPICIOUS = "suspicious"
+    COMPILED = "compiled"
     MISSING = "missing"
     ERROR = "error"
 
@@ -95,7 +98,8 @@ class Bound:
 class Identity:
     """Which artifact on which place a row speaks of; where nothing ran, `observed` and `evidence` are "".
 
-    evidence: "run" or "interpreted", as in runtimes.contract.Placement
+    evidence: "run", "emulated" or "interpreted", as in runtimes.contract.Placement
+    coverage: what delegates took of the graph for one token, as the manifest has it
     """
 
     artifact: str
@@ -107,6 +111,7 @@ class Identity:
     observed: str
     nodes: Mapping[str, int] = field(default_factory=dict)
     evidence: str = ""
+    coverage: Coverage | None = None
 
 
 def placed_at(identity: Identity, placement: Placement) -> Identity:

@@ -17,6 +17,7 @@ from exporter.progress import Progress, silent
 from runtimes import manifest, registry
 from runtimes.contract import Artifact
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
+from runtimes.manifest import Coverage
 from runtimes.session import stored_initial_state
 from validation import diagnosis, judge, machine, outcome, tolerances
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
@@ -32,7 +33,10 @@ T = TypeVar("T", Parity, Quality, Latency)
 logger = logging.getLogger(__name__)
 
 
-INTERPRETED = "these times are those of an interpreter that checks the artifact, not of the target's own runtime"
+NOT_LATENCY = {
+    "interpreted": "these times are those of an interpreter that checks the artifact, not of the target's own runtime",
+    "emulated": "these times are those of an emulator that checks the artifact, not of the device it stands for",
+}
 
 
 class Case(NamedTuple):
@@ -54,7 +58,13 @@ class Case(NamedTuple):
             precision=target.precision,
             requested=self.place,
             observed="",
+            coverage=self.coverage,
         )
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What delegates took of the graph for one token."""
+        return next((graph.coverage for graph in self.manifest.graphs if graph.tokens == 1), None)
 
 
 def validate(
@@ -83,9 +93,10 @@ def validate(
     reference:  opens a checkpoint as the session whose numbers are right
 
     Returns one parity row for each artifact and place, and a quality row for those that read: MISSING where this
-    machine lacks something or the artifact has no tokenizer, ERROR where something raised. Raises BadArtifact for a
-    folder without a readable manifest; WrongCall for too few steps or tokens, for a text that cannot be read, and for
-    a place in `on` that is unknown or cannot read one of the artifacts.
+    machine lacks something or the artifact has no tokenizer, COMPILED where it lacks the device of an artifact that a
+    delegate's compiler made, ERROR where something raised. Raises BadArtifact for a folder without a readable
+    manifest; WrongCall for too few steps or tokens, for a text that cannot be read, and for a place in `on` that is
+    unknown or cannot read one of the artifacts.
     """
     require_steps(steps)
     require_tokens(quality_tokens)
@@ -128,7 +139,7 @@ def exit_code(results: Results) -> int:
     """
     rows: tuple[Parity | Quality | Latency, ...] = (*results.parity, *results.quality, *results.latency)
     outcomes = {row.outcome for row in rows}
-    if outcomes - {Outcome.PASS, Outcome.MISSING}:
+    if outcomes - {Outcome.PASS, Outcome.COMPILED, Outcome.MISSING}:
         return CheckFailed.exit_code
     return 0 if outcomes == {Outcome.PASS} else Missing.exit_code
 
@@ -151,7 +162,8 @@ def _attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str
     try:
         return run()
     except Missing as error:
-        return row(case, Outcome.MISSING, _sentence(error))
+        compiled = case.coverage is not None and case.coverage.delegates
+        return row(case, Outcome.COMPILED if compiled else Outcome.MISSING, _sentence(error))
     except CheckFailed as error:
         return row(case, Outcome.FAIL, _sentence(error))
     except Exception as error:  # whatever a backend raises is a row, so that the other rows are not lost
@@ -214,7 +226,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         timing = time_session(session, ids, tokens=tokens, text=text, progress=progress)
         placed = session.placement()
     elsewhere = judge.fallback(case.place, placed)
-    interpreted = [INTERPRETED] if placed.evidence == "interpreted" else []
+    other = [NOT_LATENCY[placed.evidence]] if placed.evidence in NOT_LATENCY else []
     return Latency(
         identity=placed_at(case.identity, placed),
         outcome=Outcome.FALLBACK if elsewhere else Outcome.PASS,
@@ -226,7 +238,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         weight_bytes=weight_bytes(case.manifest),
         state_bytes=sum(tensor.spec().nbytes for tensor in case.manifest.state),
         rss_bytes=timing.rss_bytes,
-        warnings=(*interpreted, *disturbed, *timing.warnings),
+        warnings=(*other, *disturbed, *timing.warnings),
     )
 
 

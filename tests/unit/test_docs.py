@@ -9,6 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_the_page_on_parity_names_every_outcome_and_every_place() -> None:
 
 def keys(hint: Any, path: str = "") -> Iterator[str]:
     """Every key below a type, as the page on the manifest writes them: `graphs[].tokens`."""
+    if typing.get_origin(hint) is types.UnionType:
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if path and not dataclasses.is_dataclass(hint) and typing.get_origin(hint) is tuple:
         yield path
         inner = typing.get_args(hint)[0]

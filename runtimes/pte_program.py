@@ -1,0 +1,46 @@
+"""What is inside a .pte program: methods, their instructions, and the delegates' own data; it runs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from runtimes.errors import BadArtifact
+
+
+class Program:
+    """A program file read into memory, its delegates' data included; raises BadArtifact for anything else."""
+
+    def __init__(self, path: Path) -> None:
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        try:
+            self._file: Any = deserialize_pte_binary(path.read_bytes())
+        except Exception as error:  # the parser raises whatever a broken flatbuffer leads it to
+            raise BadArtifact(f"{path} is not an ExecuTorch program: {error}", hint="export again") from error
+        self._path = path
+
+    def plan(self, method: str) -> Any:
+        """The execution plan of a method: values, inputs, outputs, operators, delegates, chains."""
+        for plan in self._file.program.execution_plan:
+            if plan.name == method:
+                return plan
+        raise BadArtifact(f"{self._path} has no method {method!r}", hint="export again")
+
+    def calls(self, method: str) -> Counter[str]:
+        """How often a step calls each delegate, and each operator that stays outside, by name."""
+        plan, calls = self.plan(method), Counter[str]()
+        for instruction in plan.chains[0].instructions:
+            call = instruction.instr_args
+            if hasattr(call, "delegate_index"):
+                calls[plan.delegates[call.delegate_index].id] += 1
+            elif hasattr(call, "op_index"):
+                calls[plan.operators[call.op_index].name] += 1
+        return calls
+
+    def blob(self, method: str, delegate: int = 0) -> bytes:
+        """What a delegate's compiler wrote for its call number `delegate` of a method."""
+        found = self.plan(method).delegates[delegate].processed
+        data: bytes = self._file.program.backend_delegate_data[found.index].data
+        return data

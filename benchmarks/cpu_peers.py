@@ -1,4 +1,4 @@
-"""Compares our ONNX artifacts on the CPU with llama.cpp and rwkv.cpp: the same random RWKV-7, asked in turn.
+"""Compares our artifacts on the CPU with llama.cpp and rwkv.cpp: the same random RWKV-7, asked in turn.
 
     python benchmarks/cpu_peers.py --out results.json --plot peers.png
     python benchmarks/cpu_peers.py --size tiny --presets fp16 --prompt 16 --rounds 2      # seconds: does it work here?
@@ -114,7 +114,7 @@ def numbers(most: int) -> Callable[[str], list[int]]:
 
 
 def find_kinds(arguments: argparse.Namespace) -> list[Kind]:
-    """llama.cpp, ours in both places, rwkv.cpp, asked in this order; a peer that is not here says why in its rows.
+    """llama.cpp, ours in all places, rwkv.cpp, asked in this order; a peer that is not here says why in its rows.
 
     Raises Missing for one that was named in the arguments and cannot be used.
     """

@@ -12,16 +12,36 @@ from torch import Tensor, nn
 
 from exporter import bundled
 from exporter.checkpoint import check_finite
-from exporter.contract import ModelSpec
+from exporter.contract import ModelSpec, Option
 from exporter.graph import arguments, holding
 from exporter.models.layers import Linear, StepModel
 from exporter.models.parameters import value
 from exporter.progress import Progress
 from runtimes.contract import Array
+from runtimes.errors import WrongCall
+from runtimes.tokenizer import kind_for
 
 SKIPPED = 20_000  # characters; what `validate` reads of the same text, unless told otherwise, ends well before
 TOKENS = 4096
 CALL = 64  # tokens
+
+OPTION = Option(
+    "calibrate",
+    ("none", "gptq"),
+    "none",
+    "with 4 bits: round by what that costs on 4096 tokens of the bundled text; the model is in memory then",
+)
+
+
+def refuse(spec: ModelSpec, precision: str, option: str, *, four_bits: bool) -> None:
+    """Raise WrongCall for a calibration without 4 bits to calibrate, or without a tokenizer to read with."""
+    if option == "none":
+        return
+    hint = f"leave out -O {OPTION.name}={option}"
+    if not four_bits:
+        raise WrongCall(f"precision {precision} stores no matrix in 4 bits to calibrate", hint=hint)
+    if kind_for(spec.vocab) == "none":
+        raise WrongCall(f"no known tokenizer has {spec.vocab} tokens to read a text with", hint=hint)
 
 
 def passage(encode: Callable[[str], Sequence[int]]) -> Sequence[int]:

@@ -23,7 +23,7 @@ class Spelling:
 
     norm:      "layer_norm" one fused op; "linear" means taken by a matmul with a constant row (XNNPACK)
     head_norm: the same choice for the group norm over heads; "layer_norm_affine" adds explicit ones and zeros (QNN)
-    reduce:    sums over the last axis: "sum", or "linear" as above
+    reduce:    sums over the last axis and over a block's tokens: "sum", or "linear" as above
     contract:  matrix times vector: "matmul" or "multiply" and reduce
     l2_eps:    added to the squared norm; 1e-12 vanishes in fp16, where 1e-7 is the smallest that helps
     block:     tokens, two or more, whose recurrence is solved at once in prefill; products in v7 reach e^(0.61 block)

@@ -44,3 +44,11 @@ class Program:
         found = self.plan(method).delegates[delegate].processed
         data: bytes = self._file.program.backend_delegate_data[found.index].data
         return data
+
+    def shared(self, key: str) -> bytes:
+        """Data that delegates refer to by a key, because several methods have it in common; raises BadArtifact."""
+        store = self._file.named_data
+        if store is None or key not in store.pte_data:
+            raise BadArtifact(f"{self._path} has no data called {key!r}", hint="export again")
+        data: bytes = store.buffers[store.pte_data[key].buffer_index]
+        return data

@@ -12,6 +12,7 @@ from rich.text import Text
 from rwkv_export.output import stdout
 
 if TYPE_CHECKING:
+    from runtimes.profile import Profile
     from rwkv_export.survey import Survey
     from validation.comparison import Change
     from validation.outcome import Identity, Latency, Parity, Quality, Results, Samples
@@ -28,6 +29,9 @@ STYLES = {
 
 PARITY = ("local |Δ|", "free |Δ|", "state rel", "KL nats", "top-1")
 QUALITY = ("weights", "mean KL nats", "p99 KL", "perplexity", "checkpoint's", "top-1")
+PROFILE = ("calls", "median ms", "share")
+DEAREST = 12
+"""Rows of a profile that are shown by themselves."""
 LATENCY = ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")
 
 CHANGE_STYLES = {"slower": "red", "less accurate": "red", "outcome changed": "yellow", "vanished": "yellow"}
@@ -50,6 +54,7 @@ def print_survey(survey: Survey) -> None:
 def print_results(results: Results) -> None:
     """Parity, quality and latency, each a table with the reasons and warnings below it."""
     from validation.reports.rows import join, verdict
+    from validation.reports.words import profiled
 
     console = stdout()
     if results.parity:
@@ -65,6 +70,10 @@ def print_results(results: Results) -> None:
     if results.latency:
         console.print(_latency(results.latency))
         _print_notes((row.identity, (*row.reasons, *row.warnings)) for row in results.latency)
+    for row in results.latency:
+        if row.profile:
+            console.print("", _profile(row, row.profile), "", sep="\n")
+            console.print(f"Shares are {profiled(row.profile, row.slowdown)}.", soft_wrap=True)
     console.print(str(verdict(join([results]))), soft_wrap=True)
 
 
@@ -109,6 +118,22 @@ def _latency(rows: Sequence[Latency]) -> Table:
     for row in rows:
         timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
         table.add_row(*_who(row.identity), _verdict(row.outcome), *timed, *_decode(row.decode), _rate(row.prefill))
+    return table
+
+
+def _profile(row: Latency, profile: Profile) -> Table:
+    """The dearest rows of a profile, and the others as one."""
+    from validation.reports.words import plural, portion, sig
+
+    header = f"a token of {row.identity.artifact} on {row.identity.requested}"
+    table = _table(_text(header), _text("computed by"), *map(_number, PROFILE))
+    shown = profile.dearest(DEAREST)
+    for spent in shown:
+        calls = "" if spent.side == "overhead" else str(spent.calls)
+        table.add_row(spent.name, spent.unit or spent.side, calls, sig(spent.median_ms), portion(spent.share))
+    if others := profile.spent[len(shown) :]:
+        calls, share = str(sum(spent.calls for spent in others)), portion(sum(spent.share for spent in others))
+        table.add_row(plural(len(others), "other"), "", calls, "", share)
     return table
 
 

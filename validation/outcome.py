@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -13,6 +14,7 @@ from runtimes.contract import Placement
 from runtimes.errors import WrongCall
 from runtimes.files import write_text_atomically
 from runtimes.manifest import Coverage
+from runtimes.profile import Profile, quickest
 from runtimes.schema import SchemaError, from_plain, to_plain
 
 SCHEMA = 1
@@ -213,6 +215,7 @@ class Latency:
     weight_bytes: all graphs with their weights; state_bytes: one state
     rss_bytes: largest resident size of the process seen between calls
     warnings: diagnoses as sentences with advice
+    profile: where the time of a decode step goes, where that was asked for; measured apart from the samples
     """
 
     identity: Identity
@@ -226,6 +229,15 @@ class Latency:
     state_bytes: int = 0
     rss_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    profile: Profile | None = None
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times as long a step took while it was profiled, of the quickest each; None if unknown."""
+        if not self.profile or not self.decode:
+            return None
+        alone = 1000 * statistics.median(quickest(self.decode.seconds, float))
+        return self.profile.step_ms / alone if alone > 0 else None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from validation.golden import Find, Golden, Open, find_checkpoint, open_referenc
 from validation.latency import time_session
 from validation.outcome import Identity, Latency, Outcome, Parity, Quality, Results, placed_at
 from validation.parity import check
+from validation.profile import profiled
 from validation.quality import TOKENS, Text, measure_quality, open_text, require_tokens, take_passage
 from validation.tolerances import bound
 from validation.trace import choose_tokens, require_steps
@@ -117,9 +118,12 @@ def measure(
     on: Sequence[str] | None = None,
     prompt: int = 64,
     tokens: int = 128,
+    profile: bool = False,
     progress: Progress = silent,
 ) -> Results:
     """Time every artifact in every place of `on`: loading, the first token, prompts of `prompt` tokens, `tokens` steps.
+
+    profile: also find where a token's time goes, in a session of its own
 
     Rows and exceptions as in `validate`.
     """
@@ -128,7 +132,8 @@ def measure(
     cases = _cases(artifacts, on)
     with progress("looking at what else runs here"):
         disturbed = diagnosis.background(machine.busy())
-    rows = [_attempt(case, partial(_measure, case, prompt, tokens, disturbed, progress), _untimed) for case in cases]
+    timed = partial(_measure, prompt=prompt, tokens=tokens, disturbed=disturbed, profile=profile, progress=progress)
+    rows = [_attempt(case, partial(timed, case), _untimed) for case in cases]
     return Results(outcome.SCHEMA, machine.describe(), latency=tuple(rows))
 
 
@@ -216,7 +221,9 @@ def _read(case: Case, golden: Golden, text: Text, tokens: int, progress: Progres
     return replace(found, weight_bytes=weight_bytes(case.manifest), checkpoint_bytes=case.manifest.source.bytes)
 
 
-def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progress: Progress) -> Latency:
+def _measure(
+    case: Case, *, prompt: int, tokens: int, disturbed: list[str], profile: bool, progress: Progress
+) -> Latency:
     artifact = manifest.open_artifact(case.folder)
     ids = choose_tokens(prompt, vocab=case.manifest.model.vocab, seed=0)
     text = f"timing {case.identity.artifact} on {case.place}"
@@ -227,7 +234,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         placed = session.placement()
     elsewhere = judge.fallback(case.place, placed)
     other = [NOT_LATENCY[placed.evidence]] if placed.evidence in NOT_LATENCY else []
-    return Latency(
+    row = Latency(
         identity=placed_at(case.identity, placed),
         outcome=Outcome.FALLBACK if elsewhere else Outcome.PASS,
         reasons=(elsewhere,) if elsewhere else (),
@@ -240,6 +247,7 @@ def _measure(case: Case, prompt: int, tokens: int, disturbed: list[str], progres
         rss_bytes=timing.rss_bytes,
         warnings=(*other, *disturbed, *timing.warnings),
     )
+    return profiled(row, artifact, progress=progress) if profile else row
 
 
 def weight_bytes(document: manifest.Manifest) -> int:

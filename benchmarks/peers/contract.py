@@ -4,22 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from runtimes.errors import RwkvExportError
 
-OURS, FUSED, LLAMA, RWKV_CPP = "ours", "ours, fused", "llama.cpp", "rwkv.cpp"
+OURS, FUSED, PTE, DIRECT = "ours", "ours, fused", "ours, ExecuTorch", "ours, ExecuTorch direct"
+LLAMA, RWKV_CPP = "llama.cpp", "rwkv.cpp"
 
-MINE = {OURS: "ort:cpu", FUSED: "ort:cpu-fused"}
-"""Our engines: the same artifact in two places."""
+
+@dataclass(frozen=True)
+class Own:
+    """One of our engines: an artifact in a place.
+
+    prefill: graph sizes beside 1
+    names:   what the target calls our presets, where it calls them otherwise
+    """
+
+    target: str
+    place: str
+    prefill: tuple[int, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+ONNX = partial(Own, "onnx-cpu", prefill=(16, 64, 256))
+XNNPACK = partial(
+    Own,
+    "executorch-xnnpack",
+    prefill=(64,),
+    names={"int8": "8da8w", "int4": "8da4w", "int4-b128": "8da4w-b128"},
+)
+
+MINE = {OURS: ONNX("ort:cpu"), FUSED: ONNX("ort:cpu-fused"), PTE: XNNPACK("pte:cpu"), DIRECT: XNNPACK("pte:cpu-direct")}
+"""Our engines: two artifacts, each in two places."""
 
 PAIRS = {"fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "int4-b128": "Q4_0", "int4-int8": "Q4_0"}
 """Our precisions and the formats of about as many bits they are compared with; b128 has a scale for 128 weights where
 Q4_0 has one for 32."""
 
+EQUALS = PAIRS | {name: PAIRS[preset] for own in MINE.values() for preset, name in own.names.items()}
+"""The same by what our targets call their precisions."""
+
 EXACT = "F16"
 """The format by which a peer's conversion of the model is judged, before anything is quantised."""
+
+
+def called(engine: str, preset: str) -> str:
+    """What an engine calls the precision that stands against this preset of ours."""
+    return MINE[engine].names.get(preset, preset) if engine in MINE else PAIRS[preset]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from exporter.model import reference_session
-from peers.contract import EXACT, MINE, PAIRS, Conversion, Kind, Prepared, Row
+from peers.contract import EXACT, Conversion, Kind, Prepared, Row, called
 from peers.protocol import MODES, Engine, environment, resident, tokens
 from peers.rwkvcpp import worker_environment
 from runtimes.contract import Array
@@ -150,7 +150,7 @@ def reference_logits(checkpoint: Path, cache: Path) -> Array:
 
 def line_up(kinds: Sequence[Kind], presets: Sequence[str]) -> list[Competitor]:
     """Ours beside the peers of equal bits, preset by preset: the order in which they are asked."""
-    wanted = [(kind, preset if kind.name in MINE else PAIRS[preset]) for preset in presets for kind in kinds]
+    wanted = [(kind, called(kind.name, preset)) for preset in presets for kind in kinds]
     once = {(kind.name, precision): Competitor(kind, precision) for kind, precision in wanted}
     return list(once.values())
 

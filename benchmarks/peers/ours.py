@@ -19,16 +19,15 @@ from runtimes import manifest
 from runtimes.errors import WrongCall, did_you_mean
 from runtimes.files import write_text_atomically
 
-TARGET = "onnx-cpu"
-PREFILL = (16, 64, 256)
 THREADS = "RWKV_EXPORT_THREADS"
 
 
 class Ours:
-    """Artifacts of the target onnx-cpu in `cache`, made again when the exporter changes."""
+    """One of MINE; its artifacts are in `cache`, made again when the exporter changes."""
 
     def __init__(self, cache: Path, name: str = OURS) -> None:
         self.name = name
+        self._own = MINE[name]
         self._cache = cache / OURS
 
     def prepare(self, checkpoint: Path, precision: str) -> Prepared:
@@ -36,25 +35,26 @@ class Ours:
 
         Raises WrongCall for a precision there is not, Missing where the place is not usable here.
         """
-        runtimes.registry.require(MINE[self.name])
-        target, _ = registry.find(TARGET)
+        runtimes.registry.require(self._own.place)
+        target, _ = registry.find(self._own.target)
         if precision not in target.precisions:
             hint = did_you_mean(precision, target.precisions)
-            raise WrongCall(f"{TARGET} has no precision {precision}", hint=hint)
-        folder = self._cache / f"{checkpoint.stem}.{TARGET}.{precision}"
+            raise WrongCall(f"{target.name} has no precision {precision}", hint=hint)
+        folder = self._cache / f"{checkpoint.stem}.{target.name}.{precision}"
         stamp, sources = folder.with_name(f"{folder.name}.sources"), source_digest()
         if not folder.exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != sources:
             stamp.unlink(missing_ok=True)
-            exporter.export(checkpoint, targets=[TARGET], precision=precision, prefill=PREFILL, out=self._cache)
+            sizes = self._own.prefill
+            exporter.export(checkpoint, targets=[target.name], precision=precision, prefill=sizes, out=self._cache)
             write_text_atomically(stamp, sources)
         document = manifest.read(folder)
         size = sum(file.bytes for file in document.files if file.path != document.tokenizer.file)
-        (step,) = (graph.file for graph in document.graphs if graph.tokens == 1)
-        return Prepared(folder, size, bytes_per_token(folder / step))
+        (step,) = (graph for graph in document.graphs if graph.tokens == 1)
+        return Prepared(folder, size, bytes_per_token(folder, step))
 
     def command(self, model: Path, threads: int) -> list[str | Path]:
         """The worker; it takes its threads from the environment."""
-        return [sys.executable, "-m", "peers.ours_worker", model, MINE[self.name]]
+        return [sys.executable, "-m", "peers.ours_worker", model, self._own.place]
 
     def environment(self, threads: int) -> dict[str, str]:
         return {THREADS: str(threads)}
@@ -69,11 +69,16 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def bytes_per_token(path: Path) -> int:
-    """Bytes of the constants that one token makes an ONNX graph read: all but those of lookups, which read a row.
+def bytes_per_token(folder: Path, step: manifest.Graph) -> int:
+    """Bytes of the constants that one token makes a graph read: all but those of lookups, which read a row.
 
-    Of a choice by the number of tokens the exporter puts the form for one token first, into the then_branch.
+    A delegate reads all it holds; what XNNPACK leaves outside are lookups.
     """
+    return step.coverage.weights_inside if step.coverage else _read_by_onnx(folder / step.file)
+
+
+def _read_by_onnx(path: Path) -> int:
+    """Of a choice by the number of tokens the exporter puts the form for one token first, into the then_branch."""
     graphs = list(_executed(onnx.load(path, load_external_data=False).graph))
     constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
     nodes = [node for graph in graphs for node in graph.node]

@@ -9,12 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from peers.contract import FUSED, LLAMA, MINE, OURS, PAIRS, RWKV_CPP, Row
+from peers.contract import DIRECT, FUSED, LLAMA, MINE, OURS, PAIRS, PTE, RWKV_CPP, Row, called
 from peers.stats import Spread, measures, rates, ratios, spread
 
-COLOURS = {OURS: "#2b6cb0", FUSED: "#1a365d", LLAMA: "#b8bfc9", RWKV_CPP: "#dde1e7"}
+COLOURS = {
+    OURS: "#2b6cb0",
+    FUSED: "#1a365d",
+    PTE: "#d69e2e",
+    DIRECT: "#975a16",
+    LLAMA: "#b8bfc9",
+    RWKV_CPP: "#dde1e7",
+}
 INK = "#2d3440"
-WIDTH = 0.21
+WIDTH = 0.86 / len(COLOURS)  # of a bar; the rest of 1 lies between presets
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -43,9 +50,8 @@ def _panel(panel: Axes, measure: str, rows: Sequence[Row]) -> None:
     for offset, engine in enumerate(engines):
         found: list[tuple[float, Spread]] = []
         for place, preset in enumerate(presets):
-            row = present.get((engine, preset if engine in MINE else PAIRS[preset]))
-            if row:
-                found.append((place + (offset - 1.5) * WIDTH, spread(rates(row, measure))))
+            if row := present.get((engine, called(engine, preset))):
+                found.append((place + _shift(offset), spread(rates(row, measure))))
         if found:
             places, heights = [place for place, _ in found], [speed.median for _, speed in found]
             below = [speed.median - speed.low for _, speed in found]
@@ -57,12 +63,18 @@ def _panel(panel: Axes, measure: str, rows: Sequence[Row]) -> None:
     for ratio in ratios(rows):
         if ratio.measure == measure and ratio.peer == LLAMA:
             ours = spread(rates(present[ratio.engine, ratio.ours], measure)).high
-            over = presets.index(ratio.ours) + (engines.index(ratio.engine) - 1.5) * WIDTH
+            middle = [called(ratio.engine, preset) for preset in presets].index(ratio.ours)
+            over = middle + _shift(engines.index(ratio.engine))
             label = f"{ratio.ratio.median:.2f}×"  # noqa: RUF001
-            panel.annotate(label, (over, ours), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK)
+            panel.annotate(label, (over, ours), (0, 3), textcoords="offset points", ha="center", fontsize=7, color=INK)
     panel.set_xticks(range(len(presets)), [f"{preset} / {PAIRS[preset]}" for preset in presets], fontsize=8)
     panel.margins(y=0.18)
     panel.tick_params(length=0, labelsize=8, colors=INK)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.grid(axis="y", color="#eceff3", linewidth=0.8)
     panel.set_axisbelow(True)
+
+
+def _shift(engine: int) -> float:
+    """From the middle of a preset's bars to that of one engine's."""
+    return (engine - (len(COLOURS) - 1) / 2) * WIDTH

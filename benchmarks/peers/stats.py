@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peers.contract import LLAMA, MINE, PAIRS, RWKV_CPP, Bandwidth, Row
+from peers.contract import EQUALS, LLAMA, MINE, RWKV_CPP, Bandwidth, Row
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     made = []
     for (size, threads, engine, precision), row in found.items():
         for peer in (LLAMA, RWKV_CPP):
-            other = found.get((size, threads, peer, PAIRS.get(precision, "")))
+            other = found.get((size, threads, peer, EQUALS.get(precision, "")))
             if engine in MINE and other:
                 made += [_ratio(row, other, measure) for measure in row.samples]
     return made

@@ -26,6 +26,40 @@ class Reduce(nn.Module):
         return total if self.scale == 1.0 else torch.mul(total, self.scale)
 
 
+class TokenSums(nn.Module):
+    """Sums over the tokens of a block: (blocks, H, tokens, N) -> (blocks, H, sums, N), or all as (blocks, H, N)."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        super().__init__()
+        self.linear = spelling.reduce == "linear"
+
+    def alike(self, row: Tensor, tokens: int) -> Tensor:
+        """What stands for so many equal tokens, (1, H, 1, N) -> (1, H, tokens, N); for a linear the row itself."""
+        return row if self.linear else row.expand(-1, -1, tokens, -1)
+
+    def forward(self, signs: Tensor, x: Tensor) -> Tensor:
+        """A sum for each row of the constant `signs` (sums, tokens), which says what a token counts in it."""
+        if not self.linear:
+            return signs @ x
+        if x.shape[2] == 1:
+            signs = signs.sum(-1, keepdim=True)
+        sums: Tensor = F.linear(x.mT, signs).mT
+        return sums
+
+    def total(self, x: Tensor, tokens: int) -> Tensor:
+        """Of all tokens."""
+        if not self.linear:
+            return x.sum(2)
+        return self(torch.ones(1, tokens, dtype=x.dtype, device=x.device), x).squeeze(2)
+
+    def levels(self, x: Tensor) -> Tensor:
+        """(blocks, H, levels, tokens, tokens) -> (blocks, H, tokens, tokens)."""
+        if not self.linear:
+            return x.sum(2)
+        first, *others = (x[:, :, level] for level in range(x.shape[2]))
+        return sum(others, first)
+
+
 def standardised(x: Tensor, mean: Reduce, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last axis, (..., n) -> (..., n)."""
     centred: Tensor = x - mean(x)

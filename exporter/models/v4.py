@@ -140,7 +140,7 @@ class Recurrence(BlockRecurrence):
         sums = torch.stack([torch.cat([aa, v], 0), torch.cat([bb, torch.ones_like(k)], 0)], 0)  # (2, 1 + T, C)
         reach = 1
         while reach < p.shape[0]:
-            far, near = p[:-reach] - self.decay * reach, p[reach:]
+            far, near = p[:-reach] - self.decay * float(reach), p[reach:]
             q = torch.maximum(far, near)
             added = torch.exp(far - q) * sums[:, :-reach] + torch.exp(near - q) * sums[:, reach:]
             p, sums = torch.cat([p[:reach], q], 0), torch.cat([sums[:, :reach], added], 1)

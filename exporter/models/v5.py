@@ -21,7 +21,7 @@ from exporter.models.layers import (
     step_model,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import Reduce, VecMat, at, column, last, row
+from exporter.models.primitives import Reduce, TokenSums, VecMat, at, column, last, row
 from runtimes.errors import BadCheckpoint
 
 VERSIONS = ("5.0", "5.1", "5.2")
@@ -150,6 +150,7 @@ class Recurrence(BlockRecurrence):
         late = take.has("time_faaaa")
         self.bonus = take("time_faaaa", fn=bonus_5_2) if late else take("time_first", fn=bonus_5_0)
         self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        self.sums = TokenSums(spelling)
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
@@ -160,7 +161,7 @@ class Recurrence(BlockRecurrence):
         """Blocks of one decay."""
         r, k, v, wkv = tensors
         size = min(self.block, r.shape[0])
-        y, wkv = solve(wkv, r, k, v, self.log_decay.expand(-1, -1, size, -1))
+        y, wkv = solve(wkv, r, k, v, self.sums.alike(self.log_decay, size), size, self.sums)
         return y + self.dot(r * self.bonus * k) * v, wkv
 
 
@@ -176,21 +177,22 @@ def recur(
     return y, kv + w * wkv
 
 
-def solve(wkv: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
+def solve(
+    wkv: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, size: int, sums: TokenSums
+) -> tuple[Tensor, Tensor]:
     """Whole blocks, the bonus left out: r, k, v (T, H, N), log_w (blocks or 1, H, size, N or 1) -> y (T, H, N), wkv.
 
     Past tokens of a block are seen through scores, level by level of `joined`, whose two factors are decays and so
     within 1; the state is needed where a block starts only, from S' = diag(w) S + D.
     """
-    size = log_w.shape[2]
     r, k, v = blocked(r, size), blocked(k, size), blocked(v, size)  # (blocks, H, size, N)
     spans = between(size, log_w)
-    w = torch.exp(spans.reshape(-1, size) @ log_w)
-    w = w.reshape(*log_w.shape[:2], -1, *log_w.shape[2:])  # (blocks or 1, H, 2 + levels, size, N or 1)
+    w = torch.exp(sums(spans.reshape(-1, size), log_w))
+    w = w.reshape(*w.shape[:2], -1, size, w.shape[3])  # (blocks or 1, H, 2 + levels, size, N or 1)
     until, within, since = w[:, :, 0], w[:, :, 1:-1], w[:, :, -1]
     scores = (r[:, :, None] * within) @ (k[:, :, None] * within).mT  # (blocks, H, levels, t, s)
-    scores = (scores * joined(size, log_w)).sum(2)
-    keep = torch.exp(log_w.sum(2)).unsqueeze(-1)  # (blocks or 1, H, key, 1)
+    scores = sums.levels(scores * joined(size, log_w))
+    keep = torch.exp(sums.total(log_w, size)).unsqueeze(-1)  # (blocks or 1, H, key, 1)
     add = (k * since).mT @ v  # (blocks, H, key, value)
     entering, wkv = chain(wkv, lambda s, n: at(n, keep) * s + at(n, add), add.shape[0])
     return unblocked(scores @ v + (r * until) @ entering), wkv

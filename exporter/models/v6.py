@@ -23,7 +23,7 @@ from exporter.models.layers import (
     transposed,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import Reduce, VecMat, column, last, previous
+from exporter.models.primitives import Reduce, TokenSums, VecMat, column, last, previous
 from exporter.models.v5 import NOTHING_LEFT, bonus_5_2, recur, solve
 
 VERSIONS = ("6",)
@@ -145,6 +145,7 @@ class Recurrence(BlockRecurrence):
         super().__init__(given=4, block=spelling.block)
         self.bonus = take("time_faaaa", fn=bonus_5_2)
         self.dot, self.read = Reduce(spec.head_size, spelling), VecMat(spec.head_size, spelling)
+        self.sums = TokenSums(spelling)
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
@@ -155,5 +156,5 @@ class Recurrence(BlockRecurrence):
         """Blocks of as many decays as tokens."""
         r, log_w, k, v, wkv = tensors
         size = min(self.block, r.shape[0])
-        y, wkv = solve(wkv, r, k, v, blocked(log_w.clamp(min=NOTHING_LEFT), size))
+        y, wkv = solve(wkv, r, k, v, blocked(log_w.clamp(min=NOTHING_LEFT), size), size, self.sums)
         return y + self.dot(r * self.bonus * k) * v, wkv

@@ -31,7 +31,7 @@ from exporter.models.layers import (
     transposed,
 )
 from exporter.models.parameters import Take
-from exporter.models.primitives import L2Normalise, MatVec, OuterDifference, Reduce, at, column, last, row
+from exporter.models.primitives import L2Normalise, MatVec, OuterDifference, Reduce, TokenSums, at, column, last, row
 
 VERSIONS = ("7",)
 
@@ -189,6 +189,7 @@ class Recurrence(BlockRecurrence):
     def __init__(self, spec: ModelSpec, spelling: Spelling) -> None:
         super().__init__(given=6, block=spelling.block)
         self.times, self.outer = MatVec(spec.head_size, spelling), OuterDifference(spelling)
+        self.sums = TokenSums(spelling)
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
@@ -206,7 +207,7 @@ class Recurrence(BlockRecurrence):
         *given, wkv = tensors
         size = min(self.block, given[0].shape[0])
         r, log_w, k, v, kk, b = (blocked(x, size) for x in given)  # (blocks, H, size, N)
-        w = torch.exp(from_the_middle(size, log_w) @ log_w)  # (blocks, H, size + 1, N)
+        w = torch.exp(self.sums(from_the_middle(size, log_w), log_w))  # (blocks, H, size + 1, N)
         start, end, old, new = w[:, :, :1], w[:, :, size:], w[:, :, :size], w[:, :, 1:]
         r, kk, k, b = r * new, kk * old, k / new, -b / new
         past = before(size, w)

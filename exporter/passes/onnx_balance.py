@@ -1,8 +1,6 @@
 """Evens out the channels of squared ReLUs between the two matrices around them, before these are rounded.
 
-Every feed-forward is V @ relu(K @ x)^2. A channel that is far louder than the others takes all of the range in which
-activations are rounded. Dividing a row of K by f and multiplying the column of V by f^2 makes it quieter and changes
-nothing else, in float32 not even the last bit where f is a power of two. What is loud is read from the weights alone.
+How loud they are is read from the weights alone, see squared_relu.py.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, cast
 
-import numpy as np
 import onnx_ir as ir
 
+from exporter.passes.squared_relu import factors
 from runtimes.contract import Array
 
 
@@ -66,16 +64,7 @@ def _matrix(node: ir.Node | None) -> ir.Value | None:
 
 
 def _factors(key: ir.TensorProtocol, value: ir.TensorProtocol) -> Array:
-    """(F,) powers of two: how loud a channel is among the others, for equal shares in activations and in V."""
-    into = np.linalg.norm(key.numpy(), axis=1)
-    out = np.linalg.norm(value.numpy(), axis=0)
-    alive = (into > 0) & (out > 0)
-    loudness = (
-        np.log2(into, where=alive, out=np.zeros_like(into)) - np.log2(out, where=alive, out=np.zeros_like(out)) / 2
-    )
-    typical = np.median(loudness[alive]) if alive.any() else 0
-    factors: Array = np.exp2(np.where(alive, np.rint((loudness - typical) / 2), 0)).astype(np.float32)
-    return factors
+    return factors(key.numpy(), value.numpy())
 
 
 def _quieter(key: Array, factors: Callable[[], Array]) -> Array:

@@ -1,6 +1,6 @@
 """Rounds matrices to 4 bits by what that costs on a text: inputs yet to be rounded make up for those that were.
 
-GPTQ, after Frantar et al. 2022, arXiv 2210.17323; scales and layouts are those of `Blocks`, and it knows no graph.
+GPTQ, see gptq.py; scales and layouts are those of `Blocks`, and it knows no graph.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from exporter.passes.gptq import shares
 from exporter.passes.onnx_rounding import ROWS, Blocks, Described, Tensors
 from runtimes.contract import Array
-
-DAMPING = 0.01  # of the mean second moment, the paper's
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Compensated:
 
     def round(self, matrix: Array) -> Tensors:
         """What adds least to the squared error of the product, one input after the other."""
-        weights = _weights(self.moment())
+        weights = shares(self.moment())
         parts = [self._rows(matrix[start : start + ROWS], weights) for start in range(0, len(matrix), ROWS)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -54,17 +52,6 @@ class Compensated:
                 made[name].append(tensor)
         joined = {name: np.concatenate(tensors, 1) for name, tensors in made.items()}
         return joined | ({"zeros": _packed(joined["zeros"] & 15)} if "zeros" in joined else {})
-
-
-def _weights(moment: Array) -> Array:
-    """How an input's error is shared out among later ones, (K, K): U above, with U^T U the inverse of the moment."""
-    damped = torch.from_numpy(moment).to(torch.float64, copy=True)
-    diagonal = damped.diagonal()
-    diagonal += DAMPING * float(diagonal.mean()) or 1.0  # inputs that are never anything but zero say nothing
-    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
-    inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=torch.float64), upper=True)
-    weights: Array = inverse.to(torch.float32).numpy()
-    return weights
 
 
 def _block(left: Array, plain: Tensors, weights: Array) -> tuple[Array, Array]:

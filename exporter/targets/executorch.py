@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from exporter import pte
+from exporter import calibration, pte
 from exporter.contract import Job, ModelSpec, Spelling, Target, Written
+from exporter.models.layers import StepModel
+from runtimes.contract import Array
 from runtimes.manifest import Precision
+
+QUANTISED = {"8da8w": "int8", "8da4w": "int4", "8da4w-b128": "int4"}
 
 TARGETS = (
     Target(
@@ -18,9 +22,9 @@ TARGETS = (
         summary="ExecuTorch with XNNPACK kernels: Android, iOS and Linux CPUs",
         runtime="pte",
         device="cpu",
-        precisions={"fp32": "fp32"},
+        precisions={"fp32": "fp32", **QUANTISED},
         spelling=Spelling(norm="linear", head_norm="linear", reduce="linear", contract="multiply"),
-        options=(pte.WEIGHTS_OPTION,),
+        options=(pte.WEIGHTS_OPTION, calibration.OPTION),
         prefill=True,
     ),
     Target(
@@ -41,13 +45,31 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """Every combination works."""
+    """Calibration is for 4 bits and known vocabularies."""
+    four_bits = QUANTISED.get(precision) == "int4"
+    calibration.refuse(spec, precision, options.get("calibrate", "none"), four_bits=four_bits)
 
 
 def export(job: Job, folder: Path) -> Written:
     """Lower the step to a program with a method for each number of tokens."""
-    edge = _lowered(job)
-    return pte.written(job, edge, folder, precision=Precision("float32", "float32"))
+    if job.precision in QUANTISED:
+        return _quantised(job, folder)
+    return pte.written(job, _lowered(job), folder, precision=Precision("float32", "float32"))
+
+
+def _quantised(job: Job, folder: Path) -> Written:
+    from exporter.passes import torch_quantise
+
+    model, grid = cast(StepModel, job.model), torch_quantise.PRESETS[job.precision]
+    moments: Mapping[str, Array] = {}
+    if job.options["calibrate"] != "none":
+        moments = calibration.inputs_of(model, job.spec, calibration.passage(job.encode), job.progress)
+    kept = torch_quantise.quantise(model, job.spec, grid, job.progress, moments)
+    # Decomposed, torchao's tensors are constants of their own, which can be kept in a file of their own.
+    programs = {name: program.run_decompositions({}) for name, program in pte.traced(job, module=model).items()}
+    edge = pte.lowered(job, programs, _xnnpack)
+    precision = Precision(QUANTISED[job.precision], "products of int8, float32 around them", kept)
+    return pte.written(job, edge, folder, precision=precision, tools=("torchao",))
 
 
 def _lowered(job: Job) -> Any:

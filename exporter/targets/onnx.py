@@ -7,12 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter import ports
+from exporter import calibration, ports
 from exporter.contract import Job, ModelSpec, Option, Target, Written
 from runtimes.contract import Array
 from runtimes.errors import WrongCall
 from runtimes.manifest import Graph, Kept, Precision
-from runtimes.tokenizer import kind_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,12 +45,7 @@ TARGETS = (
                 "names", ("own", "rwkv-mobile"), "own", "input and output names and shapes; rwkv-mobile: in, state0_in"
             ),
             Option("opset", ("18", "20", "21", "23"), "18", "ONNX operator set; older ones load in more runtimes"),
-            Option(
-                "calibrate",
-                ("none", "gptq"),
-                "none",
-                "with 4 bits: round by what that costs on 4096 tokens of the bundled text; the model is in memory then",
-            ),
+            calibration.OPTION,
         ),
         prefill=True,
         also_runs=("ort:cpu-fused",),
@@ -78,12 +72,7 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
         ports.rwkv_mobile(spec)
         if options["state"] == "stacked":
             raise WrongCall("rwkv-mobile loads a state tensor for each layer", hint="leave out -O state=stacked")
-    if options["calibrate"] != "none":
-        hint = "leave out -O calibrate=gptq"
-        if not precision.startswith("int4"):
-            raise WrongCall(f"precision {precision} stores no matrix in 4 bits to calibrate", hint=hint)
-        if kind_for(spec.vocab) == "none":
-            raise WrongCall(f"no known tokenizer has {spec.vocab} tokens to read a text with", hint=hint)
+    calibration.refuse(spec, precision, options["calibrate"], four_bits=precision.startswith("int4"))
 
 
 def export(job: Job, folder: Path) -> Written:
@@ -142,8 +131,6 @@ def _moments(job: Job, module: nn.Module) -> Mapping[str, Array]:
     """What every matrix takes on a text, by its name in `module`; nothing where no calibration is wanted."""
     if job.options["calibrate"] == "none":
         return {}
-    from exporter import calibration
-
     found = calibration.inputs_of(job.model, job.spec, calibration.passage(job.encode), job.progress)
     inside = next(path for path, part in module.named_modules() if part is job.model)
     return {f"{inside}.{name}".removeprefix("."): moment for name, moment in found.items()}

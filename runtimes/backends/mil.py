@@ -6,20 +6,25 @@ Half precision is rounded after every operation and accumulates in float32; see 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from runtimes.contract import Array, Artifact, Placement, Session
-from runtimes.errors import BadArtifact, did_you_mean
+from runtimes.errors import BadArtifact, Missing, did_you_mean
 from runtimes.manifest import Graph, Manifest, StateTensor
-from runtimes.mil import protobuf
+from runtimes.mil import from_pte, protobuf
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
 from runtimes.mil.program import Function
 from runtimes.mil.types import TensorType, differences
+from runtimes.pte_program import Program
 from runtimes.session import Tensors, explicit_session
 
-READS = (".mlpackage",)
+READS = (".mlpackage", ".pte")
 DEVICES = ("cpu",)
 
 
@@ -31,16 +36,41 @@ def missing(device: str) -> str | None:
 
 
 def open_session(artifact: Artifact, device: str) -> Session:
-    """Load every graph of the artifact; raises BadArtifact where package and manifest disagree."""
-    package = functools.cache(lambda file: Package(artifact.folder / file))
+    """Load every graph of the artifact; raises BadArtifact where package and manifest disagree, or Missing."""
     manifest = artifact.manifest
+    if any(graph.file.endswith(".pte") for graph in manifest.graphs):
+        return _open_programs(artifact, device)
+    package = functools.cache(lambda file: Package(artifact.folder / file))
     runs = {
         graph.tokens: _Run(graph, manifest.state, _evaluator(graph, manifest, package(graph.file)))
         for graph in manifest.graphs
     }
-    operations = sum(len(run.evaluator.function.operations) for run in runs.values())
-    placement = Placement(f"mil:{device}", "mil:cpu", {"MIL ops": operations}, evidence="interpreted")
-    return explicit_session(artifact, runs, lambda: placement)
+    placed = _placement(device, [run.evaluator for run in runs.values()])
+    return explicit_session(artifact, runs, lambda: placed)
+
+
+def _open_programs(artifact: Artifact, device: str) -> Session:
+    """The same for ExecuTorch programs, whose packages lie in a temporary folder until the session is closed."""
+    if not find_spec("executorch"):
+        raise Missing("reading .pte files needs the Python package executorch, which is not installed")
+    folder = tempfile.TemporaryDirectory(prefix="rwkv-export-")
+    numbers = itertools.count()
+    program = functools.cache(lambda file: Program(artifact.folder / file))
+    package = functools.cache(lambda data: Package(from_pte.unpack(data, Path(folder.name) / str(next(numbers)))))
+    runs = {}
+    for graph in artifact.manifest.graphs:
+        call = from_pte.call(program(graph.file), graph.function or "forward")
+        opened = package(call.data)
+        function = opened.function(call.function)
+        _check_call(graph, artifact.manifest, call, function)
+        runs[graph.tokens] = _Called(call, Evaluator(function, opened.weights))
+    placed = _placement(device, [run.evaluator for run in runs.values()])
+    return explicit_session(artifact, runs, lambda: placed, folder.cleanup)
+
+
+def _placement(device: str, evaluators: Sequence[Evaluator]) -> Placement:
+    operations = sum(len(evaluator.function.operations) for evaluator in evaluators)
+    return Placement(f"mil:{device}", "mil:cpu", {"MIL ops": operations}, evidence="interpreted")
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,22 @@ class _Run:
         outputs, states = self.evaluator.run(inputs, states)
         after = {**outputs, **states}
         return outputs[self.graph.output], tuple(after[tensor.output] for tensor in self.state)
+
+
+@dataclass(frozen=True)
+class _Called:
+    """One method of a program: tensors are converted to the model's types and back, as the delegate does."""
+
+    call: from_pte.Call
+    evaluator: Evaluator
+
+    def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
+        types = self.evaluator.function.inputs
+        given = zip(self.call.inputs, (tokens, *state), strict=True)
+        inputs = {port.name: value.astype(types[port.name].dtype) for port, value in given if port.name}
+        outputs, _ = self.evaluator.run(inputs, {})
+        logits, *new = (outputs[port.name or ""].astype(port.type.dtype) for port in self.call.outputs)
+        return logits, tuple(new)
 
 
 def _evaluator(graph: Graph, manifest: Manifest, package: Package) -> Evaluator:
@@ -92,4 +138,36 @@ def _check_ports(graph: Graph, manifest: Manifest, function: Function) -> None:
             raise BadArtifact(
                 f"{what} {name} of {graph.file} is {other or 'absent'}, the manifest says {one or 'absent'}",
                 hint="export the model again",
+            )
+
+
+def _check_call(graph: Graph, manifest: Manifest, call: from_pte.Call, function: Function) -> None:
+    """A method's tensors are the manifest's, in its order, and the model's but for the width of their numbers."""
+    taken = {tensor.input: TensorType(tensor.dtype.upper(), tensor.shape) for tensor in manifest.state}
+    given = {tensor.output: TensorType(tensor.dtype.upper(), tensor.shape) for tensor in manifest.state}
+    tokens = TensorType(graph.input_dtype.upper(), (graph.tokens,))
+    logits = TensorType("FLOAT32", (1, manifest.model.vocab))
+    method = f"method {graph.function} of {graph.file}"
+    for what, wanted, ports, model in (
+        ("input", {graph.input: tokens, **taken}, call.inputs, function.inputs),
+        ("output", {graph.output: logits, **given}, call.outputs, function.output_types()),
+    ):
+        if len(ports) != len(wanted):
+            raise BadArtifact(f"{method} has {len(ports)} {what}s, the manifest {len(wanted)}", hint="export again")
+        found = {name: port.type for name, port in zip(wanted, ports, strict=True)}
+        for name, one, other in differences(wanted, found):
+            raise BadArtifact(f"{what} {name} of {method} is {other}, the manifest says {one}", hint="export again")
+        _check_model(what, method, ports, model)
+
+
+def _check_model(what: str, method: str, ports: Sequence[from_pte.Port], model: Mapping[str, TensorType]) -> None:
+    """An input that no operation reads is not the model's; every other tensor is, in shape and kind of number."""
+    for port in ports:
+        if port.name is None and what == "input":
+            continue
+        found = model.get(port.name or "")
+        if found is None or (found.shape, found.dtype.kind) != (port.type.shape, port.type.dtype.kind):
+            raise BadArtifact(
+                f"{what} {port.name} of {method} is {port.type} there, {found or 'absent'} in its Core ML model",
+                hint="export again",
             )

@@ -1,92 +1,157 @@
-"""ExecuTorch on the CPU: opens .pte artifacts with explicit state through the wheel's own runtime."""
+"""ExecuTorch: opens .pte artifacts with explicit state, by the wheel's Python bindings or by C++ of our own."""
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from importlib.util import find_spec
-from typing import IO, Any
+from pathlib import Path
+from typing import Literal, Protocol
 
+import numpy as np
+
+from runtimes import pte_plan, pte_ports, pte_profile, pte_wheel, qnn
+from runtimes.buffers import Pool
 from runtimes.contract import Array, Artifact, Placement, Session
-from runtimes.errors import BadArtifact
-from runtimes.manifest import Graph
+from runtimes.errors import Missing
+from runtimes.huge_pages import huge_pages
+from runtimes.manifest import Graph, Manifest
+from runtimes.profile import Profile, decode
+from runtimes.pte_ports import Port
+from runtimes.pte_runner import build, direct
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".pte",)
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cpu-direct", "openvino", "htp-emulator", "vulkan", "webgpu", "mlx", "vgf")
+
+CPU, DIRECT, EMULATOR = "cpu", "cpu-direct", "htp-emulator"
+ON_CPU = "XnnpackBackend"
+"""The delegate that runs where ExecuTorch's own kernels do."""
+
+DELEGATES = {
+    "openvino": "OpenvinoBackend",
+    EMULATOR: "QnnBackend",
+    "vulkan": "VulkanBackend",
+    "webgpu": "VulkanBackend",
+    "mlx": "MLXBackend",
+    "vgf": "VgfBackend",
+}
+"""What takes a program to a device."""
 
 
 def missing(device: str) -> str | None:
-    """Whether the package is installed."""
-    return None if find_spec("executorch") else "the Python package executorch is not installed"
+    """Whether the package is installed and can run the device's delegate."""
+    if find_spec("executorch") is None:
+        return "the Python package executorch is not installed"
+    if device == DIRECT:
+        return build.missing()
+    if device == EMULATOR:
+        return qnn.missing()
+    if device == "openvino" and find_spec("openvino") is None:
+        return "the Python package openvino is not installed"
+    if device in DELEGATES and DELEGATES[device] not in pte_wheel.delegates():
+        return f"this executorch was built without the delegate {DELEGATES[device]}"
+    return None
 
 
 def open_session(artifact: Artifact, device: str) -> Session:
-    """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one."""
-    loaded = {graph.tokens: _load(artifact, graph) for graph in artifact.manifest.graphs}
-    runs = {tokens: _runner(method) for tokens, (_, method) in loaded.items()}
-    # A method is only valid while its program is: `loaded` lives until the session is closed.
-    return explicit_session(artifact, runs, lambda: _placement(artifact, device), loaded.clear)
+    """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one, Missing for its delegate."""
+    manifest, pool = artifact.manifest, Pool([tensor.spec() for tensor in artifact.manifest.state])
+    calls = {file: pte_plan.calls(artifact.folder / file) for file in {graph.file for graph in manifest.graphs}}
+    with huge_pages():
+        programs = {file: _open(artifact, file, calls[file], device) for file in calls}
+        runs = {graph.tokens: _runner(programs[graph.file], graph, manifest, pool) for graph in manifest.graphs}
+
+    def close() -> None:
+        for program in programs.values():
+            program.close()
+
+    return explicit_session(artifact, runs, lambda: _placement(manifest, calls, device), close)
 
 
-def _load(artifact: Artifact, graph: Graph) -> tuple[Any, Any]:
-    """The program and its method. What the runtime logs meanwhile is told only if it fails."""
-    with tempfile.TemporaryFile() as log:
-        try:
-            with _standard_error_to(log):
-                from executorch.runtime import Runtime, Verification
-
-                program = Runtime.get().load_program(artifact.folder / graph.file, verification=Verification.Minimal)
-                return program, program.load_method(graph.function or "forward")
-        except RuntimeError as error:
-            log.seek(0)
-            said = log.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise BadArtifact(f"executorch cannot load {graph.file}: {' '.join([str(error), *said])}") from error
-
-
-@contextmanager
-def _standard_error_to(file: IO[bytes]) -> Iterator[None]:
-    """Native code writes to file descriptor 2, which Python's redirect_stderr does not move."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+def profile(artifact: Artifact, device: str, steps: int) -> Profile:
+    """Where a step's time goes, as ExecuTorch's event tracer says; raises as `open_session`."""
+    if device == DIRECT:
+        raise Missing(f"no profile for pte:{DIRECT}: it runs without an event tracer", hint="profile pte:cpu")
+    manifest = artifact.manifest
+    graph = next(graph for graph in manifest.graphs if graph.tokens == 1)
+    names = pte_plan.instructions(artifact.folder / graph.file)
+    calls = {method: Counter(called.values()) for method, called in names.items()}
+    program = pte_wheel.Program(*_files(artifact, graph.file, calls, device), traced=True)
+    run = _runner(program, graph, manifest, Pool([tensor.spec() for tensor in manifest.state]))
+    with closing(explicit_session(artifact, {1: run}, lambda: Placement("pte", "pte"), program.close)) as session:
+        seconds = decode(session, steps)
+        return pte_profile.read(program.program, names[_name(graph)], seconds)
 
 
-def _runner(method: Any) -> Run:
-    import torch
+class _Method(Protocol):
+    """ports: as pte_ports.check takes them."""
+
+    ports: list[Port]
+
+    def step(self, ids: Array, before: Sequence[Array], after: Sequence[Array], logits: Array) -> None: ...
+
+
+class _Program(Protocol):
+    def method(self, name: str) -> _Method: ...
+    def close(self) -> None: ...
+
+
+def _open(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device: str) -> _Program:
+    opened = direct.Program if device == DIRECT else pte_wheel.Program
+    return opened(*_files(artifact, file, calls, device))
+
+
+def _files(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device: str) -> tuple[Path, Path | None]:
+    """The program and its weights where those are separate; raises Missing where the device lacks a delegate."""
+    if device == EMULATOR:
+        qnn.prepare()
+    able = {ON_CPU} if device == DIRECT else pte_wheel.delegates()
+    if lacking := sorted({name for each in calls.values() for name in _delegates(each)} - able):
+        raise Missing(f"{file} needs the delegate {lacking[0]}, which pte:{device} does not have")
+    weights = Path(file).with_suffix(".ptd").as_posix()
+    separate = any(each.path == weights for each in artifact.manifest.files)
+    return artifact.folder / file, artifact.folder / weights if separate else None
+
+
+def _runner(program: _Program, graph: Graph, manifest: Manifest, pool: Pool) -> Run:
+    method = program.method(_name(graph))
+    pte_ports.check(method.ports, graph, manifest)
+    logits_type = method.ports[1].dtype
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        logits, *new = method.execute([torch.from_numpy(tokens), *map(torch.from_numpy, state)])
-        return logits.numpy(), tuple(tensor.numpy() for tensor in new)
+        before, after = pool.own(state), pool.take()
+        logits = np.empty(manifest.model.vocab, logits_type)
+        method.step(tokens, before, after, logits)
+        return logits, after
 
     return run
 
 
-def _placement(artifact: Artifact, device: str) -> Placement:
-    """Calls of the step, read from the program: those a delegate takes, and operators that stay outside by name.
+def _name(graph: Graph) -> str:
+    return graph.function or "forward"
 
-    Delegates for processors run where the portable kernels do, so that `nodes` alone tells them apart.
-    """
-    from executorch.exir._serialize._program import deserialize_pte_binary
 
-    graph = next(graph for graph in artifact.manifest.graphs if graph.tokens == 1)
-    program = deserialize_pte_binary((artifact.folder / graph.file).read_bytes()).program
-    plan = next(plan for plan in program.execution_plan if plan.name == (graph.function or "forward"))
-    nodes: Counter[str] = Counter()
-    for instruction in plan.chains[0].instructions:
-        call = instruction.instr_args
-        if hasattr(call, "delegate_index"):
-            nodes[plan.delegates[call.delegate_index].id] += 1
-        elif hasattr(call, "op_index"):
-            nodes[plan.operators[call.op_index].name] += 1
-    return Placement(f"pte:{device}", f"pte:{device}", dict(nodes))
+def _delegates(calls: Collection[str]) -> set[str]:
+    """Operators have a namespace, "aten::embedding"; delegates have none."""
+    return {name for name in calls if "::" not in name}
+
+
+def _placement(manifest: Manifest, calls: dict[str, dict[str, Counter[str]]], device: str) -> Placement:
+    """Calls of the step, read from the program: those a delegate takes, and operators that stay outside by name."""
+    step = next(graph for graph in manifest.graphs if graph.tokens == 1)
+    nodes = calls[step.file][_name(step)]
+    unit = _observed(_delegates(nodes) - {ON_CPU}, device)
+    evidence: Literal["run", "emulated"] = "emulated" if unit == EMULATOR else "run"
+    return Placement(f"pte:{device}", f"pte:{unit}", dict(nodes), evidence)
+
+
+def _observed(elsewhere: set[str], device: str) -> str:
+    """Where a program runs whose delegates beside the CPU's are these."""
+    if not elsewhere:
+        return device if device in (CPU, DIRECT) else CPU
+    if elsewhere == {DELEGATES.get(device)}:
+        return device
+    names = {delegate: name for name, delegate in reversed(DELEGATES.items())}
+    return "+".join(sorted(names.get(delegate, delegate) for delegate in elsewhere))

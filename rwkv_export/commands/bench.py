@@ -14,6 +14,10 @@ Threads = Annotated[
     int, typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime; 0: as many as fit.")
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", metavar="", help="Also show where a token's time goes: kernels, operators, overhead."),
+]
 
 
 def bench(
@@ -23,17 +27,20 @@ def bench(
     prompt: Prompt = 64,
     tokens: Tokens = 128,
     threads: Threads = 0,
+    profile: Profile = False,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure load time, first token, prefill and decode, with where the work really ran and warnings that diagnose.
 
     Keeps every sample: `--json` writes them, `report` draws them, `compare` tests whether two runs differ.
+    `--profile` takes a session of its own, so that it leaves the samples undisturbed.
 
     Examples:
       rwkv-export bench out/tiny.onnx-cpu.fp32
       rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
       rwkv-export bench out/* --threads 1 --on ort:cpu --on ort:cpu-fused
+      rwkv-export bench out/tiny.executorch-xnnpack.fp32 --profile
     """
     import validation
     from runtimes.threads import VARIABLE
@@ -41,5 +48,5 @@ def bench(
 
     os.environ[VARIABLE] = str(threads)
     with output.talking(quiet) as progress:
-        found = validation.measure(artifacts, on=on, prompt=prompt, tokens=tokens, progress=progress)
+        found = validation.measure(artifacts, on=on, prompt=prompt, tokens=tokens, profile=profile, progress=progress)
     raise typer.Exit(results.deliver(found, json=json))

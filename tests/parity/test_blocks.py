@@ -60,6 +60,15 @@ def test_a_call_of_any_length_is_as_exact_as_its_steps(version):
     check(version, weights, tokens, LENGTHS)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sums_over_tokens_as_linears_are_as_exact_as_steps(version):
+    tokens, want, steps = stepped(version)
+    made = StepModule(case(version, "2x13")[0], version, spelling=Spelling(reduce="linear", block=16))
+    for length in (15, 33, 100):
+        found = errors(made.trace(tokens[:length], chunks=[length]), cut(want, length))
+        assert max(found.values()) <= FEW * max(steps, 4 * EPS), (length, steps, found)
+
+
 def extreme(version: str, how: str) -> tuple[Weights, list[int]]:
     """A random model whose channels forget all at once ("strong"), nearly never, or are of both sorts; and tokens."""
     weights, tokens = case(version, "8x8", steps=100)

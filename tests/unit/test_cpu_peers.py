@@ -14,16 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-import exporter
 from exporter.checkpoint import open_checkpoint
 from exporter.synth import synth
-from runtimes import manifest
 from runtimes.errors import CheckFailed, Missing, WrongCall
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -351,46 +347,6 @@ def test_layer_0_is_stored_for_rwkv_cpp_without_its_value_residual(tiny: Path, t
     assert kept["emb.weight"].dtype == torch.bfloat16
 
 
-def test_bytes_of_a_token_leave_out_what_only_lookups_read(tmp_path: Path) -> None:
-    tensors = [
-        numpy_helper.from_array(np.ones((8, 4), np.int8), "table"),
-        numpy_helper.from_array(np.ones(8, np.float32), "table.scale"),
-        numpy_helper.from_array(np.ones((4, 6), np.int8), "matrix"),
-        numpy_helper.from_array(np.ones(4, np.float32), "both"),
-    ]
-    outside = TensorProto(name="outside", dims=[4, 100], data_type=TensorProto.UINT8, data_location=1)
-    for key, value in {"location": "data", "offset": "0", "length": "400"}.items():
-        outside.external_data.add(key=key, value=value)
-    nodes = [
-        helper.make_node("GatherBlockQuantized", ["table", "ids", "table.scale"], ["x"], domain="com.microsoft"),
-        helper.make_node("Gather", ["both", "ids"], ["y"]),
-        helper.make_node("Mul", ["x", "both"], ["z"]),
-        helper.make_node("MatMulInteger", ["z", "matrix"], ["out"]),
-        helper.make_node("MatMulNBits", ["z", "outside"], ["out2"], domain="com.microsoft"),
-    ]
-    path = tmp_path / "step.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "step", [], [], [*tensors, outside])), path)
-    assert peers("ours").bytes_per_token(path) == 24 + 16 + 400
-
-
-def test_bytes_of_a_token_do_not_depend_on_the_graphs_for_prompts(tmp_path: Path, tiny: Path) -> None:
-    counted = []
-    for prefill in ((), (16,)):
-        (folder,) = exporter.export(tiny, targets=["onnx-cpu"], precision="fp32", prefill=prefill, out=tmp_path)
-        (step,) = (graph.file for graph in manifest.read(folder).graphs if graph.tokens == 1)
-        counted.append(peers("ours").bytes_per_token(folder / step))
-    weights = open_checkpoint(tiny)
-    read = sum(weights[name].numel() * 4 for name in weights if name != "emb.weight" and "0.att.v" not in name)
-    value = 128 * 128 * 4  # of layer 0, which "0.att.v" names too
-    assert counted == pytest.approx([read + value] * 2, rel=0.01)
-
-
-def test_a_precision_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, tiny: Path) -> None:
-    with pytest.raises(WrongCall, match="no precision fp12") as caught:
-        peers("ours").Ours(tmp_path).prepare(tiny, "fp12")
-    assert "fp32" in str(caught.value.hint)
-
-
 def test_bandwidth_is_plausible_and_falls_back_to_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bandwidth = peers("bandwidth")
     (numpy,) = without_compiler(bandwidth, tmp_path, monkeypatch)
@@ -475,7 +431,7 @@ def test_engines_that_are_not_here_are_absent_with_the_reason(tmp_path: Path, mo
 
     monkeypatch.setattr(peers("llama"), "find", fail)
     arguments = SimpleNamespace(cache=tmp_path, huge_pages=False, no_amx=False, llama=None, rwkv_cpp=None)
-    llama, ours, _, rwkv_cpp = script().find_kinds(arguments)
+    llama, ours, *_, rwkv_cpp = script().find_kinds(arguments)
     assert [llama.name, ours.name, rwkv_cpp.name] == ["llama.cpp", "ours", "rwkv.cpp"]
     assert str(llama.reason) == "there is no cmake on this machine"
     assert "no checkout of rwkv.cpp" in str(rwkv_cpp.reason)

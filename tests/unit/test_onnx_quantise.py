@@ -22,7 +22,7 @@ from exporter.passes.onnx_balance import balance
 from exporter.passes.onnx_quantise import PRESETS, Preset, quantise
 from exporter.passes.onnx_rounding import ROWS, Blocks, Channels, Latest, Rows, Storage
 from tests.conftest import untraced
-from tests.models import VERSIONS, random_checkpoint
+from tests.models import VERSIONS, loud, random_checkpoint
 from validation.metrics import compare_step
 
 Array = np.ndarray[Any, Any]
@@ -286,18 +286,6 @@ def test_graphs_of_any_number_of_tokens_have_the_same_weights(traced: Traced) ->
         found = other.graph.initializers
         assert {name for name in found if "weight" in name} == set(weights)
         assert all(found[name].const_value.tobytes() == weights[name].tobytes() for name in weights)
-
-
-def loud(folder: Path) -> Path:
-    """A trained model, the same function with one feed-forward channel a layer a thousand times louder."""
-    stored = torch.load(bundled.SIBLINGS["4"], weights_only=True)
-    for layer in range(2):
-        key, value = (stored[f"blocks.{layer}.ffn.{name}.weight"].float() for name in ("key", "value"))
-        key[layer] *= 32
-        value[:, layer] /= 1024
-        stored |= {f"blocks.{layer}.ffn.key.weight": key, f"blocks.{layer}.ffn.value.weight": value}
-    torch.save(stored, folder / "loud.pth")
-    return folder / "loud.pth"
 
 
 def test_a_loud_channel_costs_nothing_once_it_is_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from validation import outcome
+from runtimes.errors import Missing
+from runtimes.manifest import Coverage
+from runtimes.profile import Profile, Side, Spent
+from validation import exit_code, outcome
 from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results, Samples
 from validation.reports import html, junit, markdown
+from validation.reports.delegates import taken
 from validation.reports.rows import join, verdict
 from validation.reports.words import share, sig, size
 
 MACHINE = Machine("Linux 6.8", "Test CPU 9000", 8, 16_000_000_000, "performance", "3.11.9", {"torch": "2.13.0"})
 BOUND = Bound("cpu-fp32", 1e-3, 1e-6, 1.0, 1e-4, "Float32 sums in another order.")
+TIMES = "\u00d7"
 HOSTILE = '<script>alert("x")</script>|`$b$'
 STYLE = Path(html.__file__).with_name("report.css")
 
@@ -80,7 +85,7 @@ def every_outcome() -> Results:
         parity.append(passing(f"art-{kind}", outcome=kind, reasons=(f"because of {kind}",)))
     moved = identity("art-fallback", "qnn:htp", "qnn:cpu")
     parity.append(passing("", identity=moved, outcome=Outcome.FALLBACK, reasons=("because of fallback",)))
-    for kind in (Outcome.MISSING, Outcome.ERROR):
+    for kind in (Outcome.COMPILED, Outcome.MISSING, Outcome.ERROR):
         nowhere = identity(f"art-{kind}", "coreml:ane", "")
         parity.append(Parity(nowhere, kind, (f"because of {kind}",), 0))
     latency = [timed("art-pass"), timed("art-fail", 5.0, warnings=("it rises over the run: try --cooldown 30",))]
@@ -133,8 +138,9 @@ def test_every_row_reason_warning_tolerance_and_version_is_on_the_page(every_out
 
 def test_verdict_counts_only_passes_and_says_what_the_others_are(every_outcome: Results) -> None:
     words = str(verdict(join([every_outcome])))
-    assert words.startswith("1 of 6 artifacts matches the checkpoint; ")
+    assert words.startswith("1 of 7 artifacts matches the checkpoint; ")
     assert "1 could not run here: art-missing (because of missing)" in words
+    assert "1 compiled only, which nothing here can run: art-compiled (because of compiled)" in words
     for clause in ("outside tolerance", "ran elsewhere than asked", "suspiciously exact", "stopped with an error"):
         assert clause in words
 
@@ -169,16 +175,113 @@ def test_all_missing_shows_no_pass_anywhere() -> None:
     assert "not shown to match" in summary
 
 
+@pytest.mark.parametrize("place", ["parity", "timing"])
+def test_what_was_only_compiled_is_no_pass_in_any_form(place: str) -> None:
+    who, why = identity("made", "pte:vulkan", ""), ("this executorch has no VulkanBackend",)
+    parity = (Parity(who, Outcome.COMPILED, why, 0),) if place == "parity" else ()
+    results = Results(outcome.SCHEMA, MACHINE, parity, (Latency(who, Outcome.COMPILED, why),))
+    page, summary = html.render([results]), markdown.render(results)
+    assert 'class="badge pass"' not in page
+    assert 'class="badge compiled"' in page
+    assert "compiled only" in Page(page).text
+    assert ("nothing here can run it" in Page(page).text) == (place == "parity")
+    assert "✅" not in summary
+    assert "compiled only" in summary
+    assert why[0] in summary
+    root = junit_of(results)
+    assert root.get("skipped") == root.get("tests")
+    assert exit_code(results) == Missing.exit_code
+
+
+@pytest.mark.parametrize("evidence", ["emulated", "interpreted"])
+def test_times_of_a_stand_in_are_shown_as_nobodys_latency(evidence: str) -> None:
+    stand_in = replace(identity("simulated"), evidence=evidence)
+    latency = (timed("simulated", 77.7, identity=stand_in), timed("real"))
+    results = Results(outcome.SCHEMA, MACHINE, (passing("", identity=stand_in), passing("real")), latency)
+    page = Page(html.render([results]))
+    assert f"ort:cpu, {evidence}" in page.text
+    assert f"decode, {evidence}" in page.text
+    above = page.text.partition("All numbers")[0]
+    theirs, own = (f"{sig(row.decode.median_ms)} ms" for row in latency if row.decode)
+    assert own in above
+    assert theirs not in above
+    drawn = [attributes["aria-label"] or "" for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert not [label for label in drawn if "ms" in label and "row 1" in label]
+    row = next(line for line in markdown.render(results).splitlines() if line.startswith("| simulated"))
+    assert f"ort:cpu, {evidence}" in row
+    assert row.count("–") == 2  # noqa: RUF001  tok/s and ms
+    assert evidence in "".join(junit_of(results).itertext())
+
+
+def covered(artifact: str, coverage: Coverage) -> Parity:
+    return passing("", identity=replace(identity(artifact), coverage=coverage))
+
+
+def test_what_delegates_took_is_a_line_an_artifact() -> None:
+    most = Coverage({"XnnpackBackend": 2}, {"aten.linear": 7, "aten.mul": 2}, {"aten.embedding": 1}, 999, 1, 750, 250)
+    none = Coverage({}, {}, {"aten.linear": 3, "aten.add": 4}, 0, 500, 0, 100)
+    rows = (covered("a", most), covered("a", most), covered("b", none), passing("c"))
+    results = Results(outcome.SCHEMA, MACHINE, rows)
+    lines = {line.row.identity.artifact: line for line in taken(join([results]))}
+    assert (lines["a"].macs[0], lines["a"].weights[0], lines["a"].operators) == ("99.9 %", "75 %", ("90 %", "9 of 10"))
+    assert [words.replace("\u00a0", " ") for words in (lines["a"].calls, lines["a"].outside)] == [
+        f"2 {TIMES} XnnpackBackend",
+        f"1 {TIMES} aten.embedding",
+    ]
+    assert lines["b"].calls == "none"
+    assert lines["b"].outside.replace("\u00a0", " ") == f"4 {TIMES} aten.add, 3 {TIMES} aten.linear"
+    assert "c" not in lines
+    page, summary = html.render([results]), markdown.render(results)
+    assert "What the delegates took" in page
+    assert "9 of 10" in Page(page).text
+    for expected in ("XnnpackBackend", "aten.embedding", "99.9 %"):
+        assert expected in page
+        assert expected in summary
+    assert "What the delegates took" not in html.render([Results(outcome.SCHEMA, MACHINE, (passing("c"),))])
+
+
+def test_a_profile_is_drawn_and_every_row_of_it_is_on_the_page() -> None:
+    spent = [Spent("Fully Connected (NC, F32) GEMM", "XnnpackBackend", Side.DELEGATE, 49, 6.0, 0.6, 0.6)]
+    spent += [Spent(f"aten::op{index}", "", Side.RUNTIME, 1, 0.2, 0.02, 0.02) for index in range(15)]
+    spent += [Spent("inputs and outputs", "", Side.OVERHEAD, 1, 1.0, 0.1, 0.1)]
+    row = timed("a", 4.0, profile=Profile(40, 10, 10.0, tuple(spent)))
+    page = Page(html.render([Results(outcome.SCHEMA, MACHINE, (), (row,))]))
+    [picture] = [
+        label for _, attributes in page.tags if "token's time" in (label := attributes.get("aria-label") or "")
+    ]
+    assert f"49 {TIMES} Fully Connected (NC, F32) GEMM · 60.0 %" in picture
+    assert "5 others · 18.0 %" in picture
+    for part in spent:
+        assert part.name in page.text
+    assert "XnnpackBackend 60.0 %, the runtime's own kernels 30.0 %, overhead 10.0 %" in page.text
+    assert "2.5 times an unprofiled one" in page.text
+    assert "profiler's own work" in page.text
+
+
+def test_a_row_names_its_delegates_before_its_operators() -> None:
+    nodes = {"aten::mul": 9, "aten::add": 8, "aten::cat": 7, "XnnpackBackend": 1}
+    coverage = Coverage({"XnnpackBackend": 1}, {}, {}, 0, 0, 0, 0)
+    [row] = join(
+        [
+            Results(
+                outcome.SCHEMA, MACHINE, (passing("", identity=replace(identity("a"), nodes=nodes, coverage=coverage)),)
+            )
+        ]
+    )
+    assert [unit.split()[-1] for unit in row.units] == ["XnnpackBackend", "aten::mul", "aten::add", "more"]
+
+
 def test_junit_counts_agree_with_the_outcomes(every_outcome: Results) -> None:
     root = junit_of(every_outcome)
     parity, latency = root.findall("testsuite")
     totals = {name: parity.get(name) for name in ("tests", "failures", "errors", "skipped")}
-    assert totals == {"tests": "6", "failures": "3", "errors": "1", "skipped": "1"}
+    assert totals == {"tests": "7", "failures": "3", "errors": "1", "skipped": "2"}
     assert latency.get("tests") == "2"
-    assert root.get("tests") == "8"
-    skipped = root.find(".//testcase[@name='art-missing on coreml:ane']/skipped")
-    assert skipped is not None
-    assert "because of missing" in skipped.get("message", "")
+    assert root.get("tests") == "9"
+    for kind in ("missing", "compiled"):
+        skipped = root.find(f".//testcase[@name='art-{kind} on coreml:ane']/skipped")
+        assert skipped is not None
+        assert skipped.get("message") == f"{kind}: because of {kind}"
     clean = [case.get("name") for case in parity if not {child.tag for child in case} - {"system-out"}]
     assert clean == ["art-pass on ort:cpu"]
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from runtimes.profile import Profile, Side
 from validation.outcome import Outcome
 from validation.reports.figure import INK, MUTED, SERIES, draw, log_axis, span_axis, tag_ends
 from validation.reports.rows import Row
-from validation.reports.words import one_line, sig
+from validation.reports.words import one_line, plural, portion, sig, times
 
 POINTS = 2400
 """Most points of all lines of one picture together, so that many rows do not make a large page."""
+
+DEAREST = 12
+"""Bars of one profile; what is left is one more."""
 
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)))
 
@@ -143,12 +147,12 @@ def worst_states(row: Row, count: int) -> list[tuple[str, float]]:
 def scatter(rows: Sequence[Row]) -> str | None:
     """Logit error against decode speed; None for fewer than two rows that have both. A hollow mark did not pass.
 
-    Interpreted rows have no speed of their own and are left out.
+    What was emulated or interpreted has no speed of its own and is left out.
     """
     shown = [
         (row, row.tokens_per_second, row.error)
         for row in rows
-        if row.tokens_per_second and row.error and math.isfinite(row.error) and not row.interpreted
+        if row.tokens_per_second and row.error and math.isfinite(row.error)
     ]
     if len(shown) < 2:
         return None
@@ -170,6 +174,46 @@ def scatter(rows: Sequence[Row]) -> str | None:
     return draw("scatter", f"Scatter plot of logit error against decode speed: {alt}.", paint)
 
 
+def spent(row: Row) -> str | None:
+    """What share of a profiled step each kernel, operator and overhead took; None without a profile.
+
+    A bar in the row's colour is inside a delegate, a plain one the runtime's own kernel, a thin one overhead.
+    """
+    if not row.profile:
+        return None
+    bars = _bars(row.profile)
+    colours = {Side.DELEGATE: colour(row), Side.RUNTIME: INK, Side.OVERHEAD: MUTED}
+
+    def paint(axes: Any) -> None:
+        for y, (text, side, share) in enumerate(bars):
+            width = 2 if side is Side.OVERHEAD else 5
+            axes.plot([0, share], [y, y], color=colours[side], lw=width, solid_capstyle="butt")
+            axes.annotate(text, (0, y), (0, 6), textcoords="offset points", color=INK, fontsize=10)
+        axes.set_xlim(0, max(share for _, _, share in bars) * 1.02)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}".replace("%", " %"))
+        axes.set_ylim(len(bars) - 0.5, -0.8)
+        axes.set_yticks([])
+        axes.set_xlabel("share of the profiled step")
+
+    alt = "; ".join(text for text, _, _ in bars)
+    height = 32 * len(bars) + 80
+    return draw(f"spent{row.number}", f"Bars of where a token's time goes: {alt}.", paint, height=height, left=14)
+
+
+def _bars(profile: Profile) -> list[tuple[str, Side, float]]:
+    """Label, side and share of the dearest rows, and of all others as one."""
+    shown, several = profile.dearest(DEAREST), len(profile.delegates) > 1
+    found = []
+    for part in shown:
+        name = part.name if part.side is Side.OVERHEAD else times(part.calls, part.name)
+        unit = f", {part.unit}" if several and part.unit in profile.delegates else ""
+        found.append((one_line(f"{name}{unit} · {portion(part.share)}"), part.side, part.share))
+    if others := profile.spent[len(shown) :]:
+        share = sum(part.share for part in others)
+        found.append((f"{plural(len(others), 'other')} · {portion(share)}", Side.OVERHEAD, share))
+    return found
+
+
 def swatch(row: Row) -> str:
     """The row's line as it looks in the pictures, for legends."""
     pattern = dash(row)
@@ -182,7 +226,7 @@ def swatch(row: Row) -> str:
 def _sampled(rows: Sequence[Row]) -> list[tuple[Row, list[float]]]:
     found = []
     for row in rows:
-        seconds = row.latency.decode.seconds if row.latency and row.latency.decode else ()
+        seconds = row.decode.seconds if row.decode else ()
         milliseconds = [second * 1000 for second in seconds if math.isfinite(second)]
         if milliseconds:
             found.append((row, milliseconds))
@@ -195,7 +239,7 @@ def _medians(shown: Sequence[tuple[Row, list[float]]]) -> str:
 
 def _median(row: Row) -> float:
     """In milliseconds, as the tables say it."""
-    return row.latency.decode.median_ms if row.latency and row.latency.decode else math.nan
+    return row.decode.median_ms if row.decode else math.nan
 
 
 def _visible(values: Sequence[float]) -> list[float]:

@@ -11,11 +11,26 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from runtimes.profile import Side
 from runtimes.schema import to_plain
-from validation.outcome import Bound, Machine, Reading, Results, Samples
+from validation.outcome import Bound, Latency, Machine, Reading, Results, Samples
 from validation.reports import charts
-from validation.reports.rows import Row, counts, join, verdict
-from validation.reports.words import NOTHING, change, fine, listing, plural, printable, share, sig, size, worst
+from validation.reports.delegates import taken
+from validation.reports.rows import Row, counts, join, said, verdict
+from validation.reports.words import (
+    NOTHING,
+    change,
+    fine,
+    listing,
+    plural,
+    portion,
+    printable,
+    profiled,
+    share,
+    sig,
+    size,
+    worst,
+)
 
 RAW_LIMIT = 300_000
 """Most bytes of embedded raw results; larger ones are left out, which the page says."""
@@ -48,8 +63,8 @@ def render(results: Sequence[Results]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"sig": sig, "fine": fine, "share": share, "size": size, "worst": worst}
-    environment.globals |= {"change": change, "swatch": lambda row: Markup(charts.swatch(row))}  # noqa: S704  our own markup
+    environment.filters |= {"sig": sig, "fine": fine, "share": share, "portion": portion, "size": size, "worst": worst}
+    environment.globals |= {"change": change, "said": said, "swatch": lambda row: Markup(charts.swatch(row))}  # noqa: S704  our own markup
     rows = join(results)
     page = environment.get_template("report.html.j2").render(
         css=Markup((here / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
@@ -58,11 +73,13 @@ def render(results: Sequence[Results]) -> str:
         rows=rows,
         machines=_machines(rows, results),
         chapters=[chapter for chapter in (make(rows) for make in CHAPTERS) if chapter],
+        taken=taken(rows),
         read=[row for row in rows if row.quality],
         passages=_passages(rows),
         chunkings=_chunkings(rows),
         readings=_readings(rows),
         timed=_timed(rows),
+        profiled=[(row, part) for row in rows if row.profile for part in row.profile.spent],
         bounds=_bounds(rows),
         about=_about(rows),
         notes=_notes(rows),
@@ -106,9 +123,8 @@ def _drift_words(free: Reading) -> str:
 def _latency(rows: Sequence[Row]) -> Chapter | None:
     legend = []
     for row in rows:
-        decode = row.latency.decode if row.latency else None
-        if decode:
-            times = f"median {sig(decode.median_ms)} ms, p99 {sig(decode.p99_ms)} ms"
+        if row.decode:
+            times = f"median {sig(row.decode.median_ms)} ms, p99 {sig(row.decode.p99_ms)} ms"
             legend.append((row, f"{sig(row.tokens_per_second)} tok/s, {times}"))
     lead = (
         "In the first picture a steep curve is steady, a long tail to the right is jitter; the dot is the median. "
@@ -119,6 +135,28 @@ def _latency(rows: Sequence[Row]) -> Chapter | None:
         ("Milliseconds by token index", charts.timeline(rows)),
     ]
     return _chapter("latency", "How fast, and how steadily?", lead, pictures, legend)
+
+
+def _profiles(rows: Sequence[Row]) -> Chapter | None:
+    legend = [(row, _profile_words(row.latency)) for row in rows if row.latency and row.latency.profile]
+    lead = (
+        "What the runtime's own profiler says of a decode step, in a session apart from the timed one, because "
+        "profiling slows. Bars in the row's colour are kernels inside a delegate, plain ones the runtime's own, thin "
+        "ones overhead: what lies between those, the profiler's own work included."
+    )
+    pictures = [(row.label, charts.spent(row)) for row in rows]
+    return _chapter("profile", "Where does a token's time go?", lead, pictures, legend)
+
+
+def _profile_words(timing: Latency) -> str:
+    """Each delegate's share, and what the others took."""
+    profile = timing.profile
+    if not profile:
+        return ""
+    shares = [(unit, profile.share(Side.DELEGATE, unit)) for unit in profile.delegates]
+    shares += [("the runtime's own kernels", profile.share(Side.RUNTIME)), ("overhead", profile.share(Side.OVERHEAD))]
+    parts = ", ".join(f"{words} {portion(share)}" for words, share in shares if share)
+    return f"{parts}, {profiled(profile, timing.slowdown)}"
 
 
 def _states(rows: Sequence[Row]) -> Chapter | None:
@@ -157,7 +195,7 @@ def _chapter(
     return Chapter(ident, title, lead, pictures, tuple(legend)) if pictures else None
 
 
-CHAPTERS: tuple[Callable[[Sequence[Row]], Chapter | None], ...] = (_drift, _latency, _states, _tradeoff)
+CHAPTERS: tuple[Callable[[Sequence[Row]], Chapter | None], ...] = (_drift, _latency, _profiles, _states, _tradeoff)
 
 
 def _passages(rows: Sequence[Row]) -> str:
@@ -189,9 +227,11 @@ def _timed(rows: Sequence[Row]) -> list[tuple[Row, str, Samples]]:
     found = []
     for row in rows:
         if row.latency:
+            how = f", {row.stand_in}" if row.stand_in else ""
             for what, samples in (("decode", row.latency.decode), ("prefill", row.latency.prefill)):
                 if samples:
-                    found.append((row, f"prefill of {samples.tokens}" if what == "prefill" else what, samples))
+                    count = f" of {samples.tokens}" if what == "prefill" else ""
+                    found.append((row, f"{what}{count}{how}", samples))
     return found
 
 

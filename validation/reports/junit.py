@@ -15,6 +15,7 @@ _ELEMENT = {
     Outcome.SUSPICIOUS: "failure",
     Outcome.FALLBACK: "failure",
     Outcome.ERROR: "error",
+    Outcome.COMPILED: "skipped",
     Outcome.MISSING: "skipped",
 }
 
@@ -61,7 +62,9 @@ def _measured(row: Latency) -> float:
 
 
 def _numbers(row: Part) -> str:
-    lines = [f"requested {row.identity.requested}, observed {row.identity.observed or 'nothing'}"]
+    identity = row.identity
+    how = f", {identity.evidence}" if identity.evidence not in ("", "run") else ""
+    lines = [f"requested {identity.requested}, observed {identity.observed or 'nothing'}{how}"]
     if isinstance(row, Parity):
         for kind, reading in (("free", row.free), ("local", row.local)):
             if reading:

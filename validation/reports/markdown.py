@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from validation.outcome import Quality, Results
-from validation.reports.rows import Row, join, verdict
+from validation.reports.delegates import Taken, taken
+from validation.reports.rows import Row, join, said, verdict
 from validation.reports.words import NOTHING, fine, one_line, plural, share, sig, size, worst
 
 SIGNS = {
@@ -13,6 +14,7 @@ SIGNS = {
     "fail": "❌",
     "fallback": "🔶",
     "suspicious": "❓",
+    "compiled": "📦",
     "missing": "⚪",
     "error": "💥",
     "timed": "⏱️",
@@ -42,8 +44,9 @@ TEXT_HEADER = (
     "checkpoint's",
     "top-1",
 )
+DELEGATE_HEADER = ("Artifact", "Delegate calls", "Left outside", "Target", "MACs inside", "weights", "operators")
 LEFT = 4
-"""Columns of words in either table; the others hold numbers and are aligned right."""
+"""Columns of words in each table; the others hold numbers and are aligned right."""
 
 
 def render(results: Results) -> str:
@@ -54,6 +57,8 @@ def render(results: Results) -> str:
         lines += _table(HEADER, [_cells(row) for row in rows])
     if read := [row.quality for row in rows if row.quality]:
         lines += ["", *_table(TEXT_HEADER, [_text_cells(part) for part in read])]
+    if found := taken(rows):
+        lines += ["", *_table(DELEGATE_HEADER, [_delegate_cells(line) for line in found])]
     lines += _items("Reasons", [(row, reason) for row in rows for reason in row.reasons])
     lines += _items("Warnings", [(row, text) for row in rows if row.latency for text in row.latency.warnings])
     machine = results.machine
@@ -63,8 +68,7 @@ def render(results: Results) -> str:
 
 def _cells(row: Row) -> list[str]:
     identity, free = row.identity, row.free
-    decode = row.latency.decode if row.latency else None
-    place = f"{row.observed or 'nowhere'}{', interpreted' if row.interpreted else ''}"
+    place = f"{row.observed or 'nowhere'}{f', {row.stand_in}' if row.stand_in else ''}"
     asked = f" (asked for {identity.requested})" if row.observed != identity.requested else ""
     return [
         _text(identity.artifact),
@@ -76,7 +80,7 @@ def _cells(row: Row) -> list[str]:
         share(free.top1 if free else None),
         sig(worst(free.state_rel.values()) if free else None),
         sig(row.tokens_per_second),
-        sig(decode.median_ms if decode else None),
+        sig(row.decode.median_ms if row.decode else None),
         size(row.latency.weight_bytes) if row.latency else NOTHING,
     ]
 
@@ -92,10 +96,16 @@ def _text_cells(part: Quality) -> list[str]:
         _text(part.identity.artifact),
         _text(part.identity.precision),
         _text(f"{part.text}, {plural(reading.tokens, 'token')}" if reading else part.text),
-        f"{SIGNS[part.outcome]} {part.outcome}",
+        f"{SIGNS[part.outcome]} {said(part.outcome)}",
         size(part.weight_bytes),
         *numbers,
     ]
+
+
+def _delegate_cells(line: Taken) -> list[str]:
+    identity = line.row.identity
+    words = map(_text, (identity.artifact, line.calls, line.outside, f"{identity.target} {identity.precision}"))
+    return [*words, *(" ".join(pair) for pair in (line.macs, line.weights)), line.operators[1]]
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:

@@ -6,9 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results
-from validation.reports.words import listing, plural, worst
+from runtimes.profile import Profile
+from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results, Samples
+from validation.reports.words import listing, plural, times, worst
 
+UNITS = 3
+"""Delegates, execution providers or operators that a row names."""
+COMPILED_ONLY = "compiled only"
+UNPROVEN = (Outcome.MISSING, Outcome.COMPILED)
+"""Nothing ran: no proof, and nothing against the other parts of the row."""
 TIMED = "timed"
 """Badge of a row that was measured but never compared with its checkpoint: not a pass."""
 
@@ -47,7 +53,7 @@ class Row:
         A text that could not be read takes nothing from a parity that holds.
         """
         found = [part.outcome for part in (self.parity, self.quality) if part]
-        wrong = [outcome for outcome in found if outcome not in (Outcome.PASS, Outcome.MISSING)]
+        wrong = [outcome for outcome in found if outcome is not Outcome.PASS and outcome not in UNPROVEN]
         return next(iter(wrong or found), None)
 
     @property
@@ -60,16 +66,30 @@ class Row:
         """(kind, words) to show: `outcome` first, then what went otherwise. Never `pass` without a comparison."""
         if self.outcome is None:
             timing = self.parts[0][1].outcome
-            return ((TIMED, "timed only"),) if timing is Outcome.PASS else ((timing.value, timing.value),)
+            return ((TIMED, "timed only"),) if timing is Outcome.PASS else ((timing.value, said(timing)),)
         whose = "" if self.parts[0][1].outcome is self.outcome else "quality: "
-        first = (self.outcome.value, f"{whose}{self.outcome}")
+        first = (self.outcome.value, f"{whose}{said(self.outcome)}")
         others = [(name, part.outcome) for name, part in self.parts if part.outcome not in (Outcome.PASS, self.outcome)]
-        return (first, *((outcome.value, f"{name}: {outcome}") for name, outcome in others))
+        return (first, *((outcome.value, f"{name}: {said(outcome)}") for name, outcome in others))
 
     @property
-    def interpreted(self) -> bool:
-        """Whether an interpreter of ours ran it: its times say nothing of the target's speed."""
-        return any(part.identity.evidence == "interpreted" for _, part in self.parts)
+    def stand_in(self) -> str:
+        """ "emulated" or "interpreted" where no device of the target ran it: its times are no latency; else ""."""
+        kinds = (part.identity.evidence for _, part in self.parts)
+        return next((kind for kind in kinds if kind not in ("", "run")), "")
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What computed it, the delegates first, and how many other kinds of operator there are."""
+        delegates = self.identity.coverage.delegates if self.identity.coverage else {}
+        ordered = sorted(self.identity.nodes.items(), key=lambda item: (item[0] not in delegates, -item[1]))
+        more = len(ordered) - UNITS
+        return (*(times(count, unit) for unit, count in ordered[:UNITS]), *([f"{more} more"] if more > 0 else []))
+
+    @property
+    def profile(self) -> Profile | None:
+        """Where a token's time goes, if that was measured."""
+        return self.latency.profile if self.latency else None
 
     @property
     def observed(self) -> str:
@@ -105,8 +125,17 @@ class Row:
     @property
     def tokens_per_second(self) -> float | None:
         """Decode speed from the median sample."""
-        decode = self.latency.decode if self.latency else None
-        return decode.tokens_per_second if decode else None
+        return self.decode.tokens_per_second if self.decode else None
+
+    @property
+    def decode(self) -> Samples | None:
+        """The target's own decode samples."""
+        return self.latency.decode if self.latency and not self.stand_in else None
+
+
+def said(outcome: Outcome) -> str:
+    """An outcome as badges say it."""
+    return COMPILED_ONLY if outcome is Outcome.COMPILED else outcome.value
 
 
 def join(documents: Sequence[Results]) -> tuple[Row, ...]:
@@ -185,6 +214,7 @@ _TROUBLE = {
     Outcome.FALLBACK: "ran elsewhere than asked",
     Outcome.SUSPICIOUS: "suspiciously exact",
     Outcome.ERROR: "stopped with an error",
+    Outcome.COMPILED: "compiled only, which nothing here can run",
     Outcome.MISSING: "could not run here",
 }
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from runtimes.profile import Profile
+
 NOTHING = "–"  # noqa: RUF001  an en dash, so that an empty cell does not read as a minus
 
 _UNPRINTABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -57,12 +59,31 @@ def share(value: float | None) -> str:
     return f"{math.floor(value * 1000 + 1e-9) / 10:g} %"
 
 
+def portion(value: float) -> str:
+    """A part of a whole as percent, to the nearest tenth, so that parts add up: "12.3 %", "<0.1 %", "0 %"."""
+    return f"{100 * value:.1f} %" if value >= 0.0005 else "<0.1 %" if value else "0 %"
+
+
 def change(value: float, base: float) -> str:
     """How much larger `value` is, in percent with its sign: "+0.14 %", "0 %"."""
     if not (math.isfinite(value) and math.isfinite(base) and base):
         return NOTHING
     percent = round(100 * (value / base - 1), 2)
     return f"{percent:+.3g} %" if percent else "0 %"
+
+
+def profiled(profile: Profile, slowdown: float | None) -> str:
+    """What profiled steps took, beside those that were not, and what to make of it."""
+    beside = f", {sig(slowdown)} times an unprofiled one" if slowdown else ""
+    heavy = slowdown is not None and slowdown > 2
+    caution = "; much of that may be the profiler's own work, which makes small calls look dear" if heavy else ""
+    steps = f"of the quickest {profile.looked_at} of {plural(profile.steps, 'profiled step')}"
+    return f"{steps}; one takes {sig(profile.step_ms)} ms{beside}{caution}"
+
+
+def times(count: int, name: str) -> str:
+    """A count and what it counts, joined by a multiplication sign that stays on the count's line."""
+    return f"{count}\u00a0× {name}"  # noqa: RUF001
 
 
 def size(count: int) -> str:

@@ -1,0 +1,126 @@
+"""ExecuTorch .pte programs for Qualcomm's Hexagon NPUs: compiled by QNN for one processor, run here by its emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from exporter import pte
+from exporter.calibration import passage
+from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
+from exporter.passes.pt2e import quantised
+from exporter.passes.qnn_activations import keep_activations_apart
+from exporter.passes.torch_prepare import folded, with_half_fills
+from exporter.quiet import quiet
+from runtimes import qnn
+from runtimes.errors import WrongCall
+from runtimes.manifest import Kept, Precision
+
+SOCS = (
+    *("sm8650", "sm8450", "sm8475", "sm8550", "sm8750", "sm8845", "sm8850", "sc8380xp", "qcs9100", "sa8255", "sa8797"),
+    *("sar2230p", "ssg2115p", "ssg2125p", "sw6100", "sxr1230p", "sxr2230p", "sxr2330p"),
+)
+TARGETS = (
+    Target(
+        name="executorch-qnn",
+        summary="ExecuTorch with Qualcomm's QNN: Hexagon NPUs of Snapdragon phones; runs on Linux in its emulator",
+        runtime="pte",
+        device="htp-emulator",
+        precisions={"fp16": "fp16", "16a8w": "int8"},
+        spelling=Spelling(head_norm="layer_norm_affine", l2_eps=1e-7, block=16),
+        options=(
+            Option("soc", SOCS, SOCS[0], "the processor to compile for; sm8650 is Snapdragon 8 Gen 3"),
+            Option("share", ("no", "yes"), "no", "prefill methods share decode's weights, which the emulator refuses"),
+        ),
+        prefill=True,
+    ),
+)
+CALIBRATION = 256  # tokens
+HELD = Kept("token ids, and state between calls", "int32, float32", "the program's own types")
+PRECISIONS = {"fp16": Precision("float16", "float16", (HELD,)), "16a8w": Precision("int8", "uint16", (HELD,))}
+
+
+def missing() -> str | None:
+    """Whether QNN's libraries are on this machine."""
+    return qnn.missing()
+
+
+def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
+    """Every combination works."""
+
+
+def export(job: Job, folder: Path) -> Written:
+    """Lower every method to one delegate call that takes token ids and float32 state."""
+    qnn.prepare()
+    job = with_half_fills(job)
+    programs = folded(pte.traced(job, ids=torch.int32))
+    with _mkldnn_kept():
+        modules = {name: module_of(job, program) for name, program in programs.items()}
+        edge = _lowered(job, modules, programs)
+    tools = ("torchao",) if job.precision == "16a8w" else ()
+    written = pte.written(job, edge, folder, precision=PRECISIONS[job.precision], ids=torch.int32, tools=tools)
+    return replace(written, tools={**written.tools, "qnn": qnn.version()})
+
+
+def module_of(job: Job, program: ExportedProgram) -> GraphModule:
+    """The method as QNN is given it: activations apart for fp16, else calibrated and with quantise operators."""
+    module = program.module(check_guards=False)
+    if job.precision == "fp16":
+        return keep_activations_apart(module)
+    inputs, _ = program.example_inputs
+    text = passage(job.encode)[:CALIBRATION]
+    with quiet():
+        return quantised(module, inputs, _quantizer(job), text, job.progress)
+
+
+def _quantizer(job: Job) -> Any:
+    """16-bit activations between the least and the largest value seen; the default's moving average forgets them."""
+    from executorch.backends.qualcomm.quantizer.quantizer import QnnQuantizer, QuantDtype
+    from torchao.quantization.pt2e import MinMaxObserver
+
+    quantizer = QnnQuantizer(soc_model=_chipset(job))
+    quantizer.set_default_quant_config(
+        QuantDtype.use_16a8w, is_conv_per_channel=True, is_linear_per_channel=True, act_observer=MinMaxObserver
+    )
+    return quantizer
+
+
+def _lowered(job: Job, modules: Mapping[str, GraphModule], programs: Mapping[str, ExportedProgram]) -> Any:
+    inputs = {name: program.example_inputs[0] for name, program in programs.items()}
+    half, share = job.precision == "fp16", job.options["share"] == "yes"
+    with job.progress(f"compiling for {job.options['soc']}"), quiet(), qnn.muted():
+        from executorch.backends.qualcomm.utils import utils
+
+        backend = utils.generate_htp_compiler_spec(use_fp16=half, use_weight_sharing=share)
+        specs = utils.generate_qnn_executorch_compiler_spec(soc_model=_chipset(job), backend_options=backend)
+        try:
+            return utils.to_edge_transform_and_lower_to_qnn(
+                dict(modules), inputs, specs, constant_methods=pte.described(job.spec)
+            )
+        except (AssertionError, RuntimeError) as error:
+            raise WrongCall(
+                f"QNN cannot compile {job.precision} for {job.options['soc']}: {error}", hint="try another -O soc=..."
+            ) from error
+
+
+def _chipset(job: Job) -> Any:
+    from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
+
+    return QcomChipset[job.options["soc"].upper()]
+
+
+@contextmanager
+def _mkldnn_kept() -> Iterator[None]:
+    """On AMD processors the toolchain turns a setting of torch off for the whole process."""
+    before = torch.backends.mkldnn.enabled
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before

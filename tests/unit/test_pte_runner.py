@@ -1,0 +1,253 @@
+"""The device runner: here and on emulated Arm processors it computes what the Python session does on the same file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+
+from exporter import registry
+from exporter.quiet import quiet
+from runtimes import pte_runner
+from runtimes.backends import pte
+from runtimes.contract import Array
+from runtimes.errors import CheckFailed, WrongCall
+from runtimes.manifest import open_artifact
+from runtimes.pte_runner import results
+from runtimes.pte_runner.results import Agreement, Told
+from tests.conftest import Exports
+from tests.requirements import require
+from validation.tolerances import bound
+
+BUILD = Path(pte_runner.__file__).with_name("cross-build.sh")
+QEMU = "qemu-aarch64-static"
+CPUS = ("cortex-a53", "cortex-a76", "max")  # NEON; with dot products; SVE2 and int8 matrix products
+XNNPACK = "executorch-xnnpack"
+PRECISIONS = [name for name in ("fp32", "8da8w", "8da4w") if name in registry.targets()[XNNPACK].precisions]
+TOKENS = tuple(np.random.default_rng(5).integers(0, 101, 20).tolist())
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The command that starts a built runner."""
+
+    command: tuple[str, ...]
+
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
+        command = [*self.command, *map(str, words), "--threads", "1"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    def step(self, model: Path, folder: Path, *words: object, tokens: tuple[int, ...] = TOKENS) -> tuple[Told, Array]:
+        """What it printed and its logits; its state goes to folder/state.bin."""
+        logits, ids = folder / "logits.npy", ",".join(map(str, tokens))
+        outputs = ("--logits", logits, "--state-out", folder / "state.bin")
+        done = self("--model", model, "--tokens", ids, *outputs, *words)
+        assert done.returncode == 0, done.stderr
+        return results.read(done.stdout), np.load(logits, allow_pickle=False)
+
+
+def build(folder: Path, platform: str, tool: str) -> Path:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["sh", str(BUILD), platform, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    require(tool, done.stderr.strip() if done.returncode == 3 else None)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner((str(build(tmp_path_factory.mktemp("host"), "host", "cxx") / "rwkv-step"),))
+
+
+@pytest.fixture(scope="session")
+def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("arm64", None if shutil.which(QEMU) else f"{QEMU} is not installed")
+    return build(tmp_path_factory.mktemp("aarch64"), "aarch64", "arm64")
+
+
+@pytest.fixture(scope="module")
+def program(exports: Exports) -> Path:
+    return exports("7", XNNPACK) / "model.pte"
+
+
+def compared(artifact: Path, told: Told, logits: Array, folder: Path) -> Agreement:
+    opened = open_artifact(artifact)
+    session = pte.open_session(opened, "cpu")
+    specs = tuple(tensor.spec() for tensor in opened.manifest.state)
+    return results.compare(session, told, logits, results.read_state(folder / "state.bin", specs))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cpu", CPUS)
+def test_emulated_arm_agrees_with_the_session_here(
+    exports: Exports, aarch64: Path, tmp_path: Path, cpu: str, precision: str
+) -> None:
+    """Both round in their own order: what the artifact may differ from its checkpoint, it may differ here."""
+    loader = (QEMU, "-cpu", cpu, f"{aarch64}/ld-linux-aarch64.so.1", "--library-path", f"{aarch64}")
+    artifact = exports("7", XNNPACK, precision=precision)
+    runner = Runner((*loader, f"{aarch64}/rwkv-step", "--emulated"))
+    told, logits = runner.step(artifact / "model.pte", tmp_path)
+    agreement = compared(artifact, told, logits, tmp_path)
+    row = bound(registry.targets()[XNNPACK].precisions[precision])
+    assert (told.machine, told.delegates) == ("aarch64", ("XnnpackBackend",))
+    assert 0 < agreement.max_abs < row.max_abs  # nought would be the other processor's arithmetic, not Arm's
+    assert agreement.state_rel < row.state_rel
+    assert agreement.top1 == 1
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_here_it_is_the_session_to_the_last_bit(exports: Exports, host: Runner, tmp_path: Path, version: str) -> None:
+    """Version 4 starts with a running maximum of -1e30, which only the program tells."""
+    artifact = exports(version, XNNPACK)
+    agreement = compared(artifact, *host.step(artifact / "model.pte", tmp_path), tmp_path)
+    assert (agreement.calls, agreement.max_abs, agreement.state_rel, agreement.top1) == (len(TOKENS), 0, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def apart(exports: Exports) -> Path:
+    return exports("4", XNNPACK, options={"weights": "separate"})
+
+
+def test_weights_that_lie_apart_are_found(exports: Exports, apart: Path, host: Runner, tmp_path: Path) -> None:
+    inside, _ = host.step(exports("4", XNNPACK) / "model.pte", tmp_path)
+    beside, _ = host.step(apart / "model.pte", tmp_path)
+    assert inside.digest == beside.digest
+    alone = shutil.copy(apart / "model.pte", tmp_path)
+    named, _ = host.step(alone, tmp_path, "--data", apart / "model.ptd")
+    assert named.digest == beside.digest
+    done = host("--model", alone)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has its weights in a file of their own, model.ptd, which was not given" in done.stderr
+
+
+def test_a_state_that_was_written_continues(program: Path, host: Runner, tmp_path: Path) -> None:
+    _, whole = host.step(program, tmp_path)
+    host.step(program, tmp_path, tokens=TOKENS[:12])
+    _, rest = host.step(program, tmp_path, "--state", tmp_path / "state.bin", tokens=TOKENS[12:])
+    np.testing.assert_array_equal(rest, whole[12:])
+
+
+def test_times_are_told_where_they_mean_something_and_greedy_tokens_are_fed(program: Path, host: Runner) -> None:
+    said = json.loads(host("--model", program, "--tokens", "3 4", "--bench", "5").stdout)
+    assert said["fed"][:2] == [3, 4]
+    assert said["fed"][2:] == said["greedy"][1:-1]
+    assert len(said["decode_ms"]) == 6
+    assert min(said["load_ms"], said["first_call_ms"], said["tokens_per_second"], *said["decode_ms"]) > 0
+    assert said["peak_rss_bytes"] > program.stat().st_size
+    emulated = json.loads(host("--model", program, "--tokens", "3 4", "--bench", "5", "--emulated").stdout)
+    timed = {"cpu", "peak_rss_bytes", "load_ms", "first_call_ms", "decode_ms", "prefill_ms", "tokens_per_second"}
+    assert set(said) - set(emulated) == timed
+    assert emulated["digest"] == said["digest"]
+
+
+class Sums(torch.nn.Module):
+    """A step to do by hand: the state is its fill plus all ids so far, the logits are 2 and 3 times it."""
+
+    def forward(self, tokens: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        new = total + tokens.to(total.dtype).sum().reshape(1, 1)
+        return torch.cat([new * 2, new * 3, new * 0, new * 0], 1), new
+
+
+def summing(folder: Path, ids: torch.dtype, *, planned: bool, kind: torch.dtype = torch.float32) -> Path:
+    """Methods for one id and for three."""
+    state = torch.zeros(1, 1, dtype=kind)
+    inputs = {"decode": (torch.zeros(1, dtype=ids), state), "prefill3": (torch.zeros(3, dtype=ids), state)}
+    programs = {name: torch.export.export(Sums(), example) for name, example in inputs.items()}
+    plan = MemoryPlanningPass(alloc_graph_input=planned, alloc_graph_output=planned)
+    constants = {"state_names": "total", "state_fills": [-1e30 if kind is torch.float16 else 0.5]}
+    with quiet():
+        edge = to_edge_transform_and_lower(programs, constant_methods=constants)
+        path = folder / "sums.pte"
+        path.write_bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan)).buffer)
+    return path
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("ids", [torch.int32, torch.int64])
+def test_ids_of_either_type_and_memory_of_either_owner(
+    host: Runner, tmp_path: Path, ids: torch.dtype, planned: bool
+) -> None:
+    model = summing(tmp_path, ids, planned=planned)
+    told, logits = host.step(model, tmp_path, tokens=(1, 3, 2))
+    np.testing.assert_array_equal(logits, [[3, 4.5, 0, 0], [9, 13.5, 0, 0], [13, 19.5, 0, 0]])
+    assert np.fromfile(tmp_path / "state.bin", "<f4") == 6.5
+    assert (told.greedy, told.delegates) == ((1, 1, 1), ())
+
+    told, logits = host.step(model, tmp_path, "--chunk", 3, tokens=(1, 3, 2, 0, 0, 1, 2))
+    np.testing.assert_array_equal(logits[:, 0], [13, 15, 19])
+    assert told.calls == (3, 3, 1)
+    assert (len(told.prefill_ms), len(told.decode_ms)) == (1, 1)
+
+
+def test_a_half_state_starts_at_a_finite_value(host: Runner, tmp_path: Path) -> None:
+    """-1e30 is not; twice the least fill is not either, so that what comes back is refused."""
+    model = summing(tmp_path, torch.int64, planned=True, kind=torch.float16)
+    done = host("--model", model, "--tokens", "1", "--state-out", tmp_path / "state.bin")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the logits after 1 tokens are not finite\n"
+    np.full(1, 100, "<f2").tofile(tmp_path / "state.bin")
+    _, logits = host.step(model, tmp_path, "--state", tmp_path / "state.bin", tokens=(1,))
+    np.testing.assert_array_equal(logits[:, :2], [[202, 303]])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ((), 2, "--model is missing"),
+        (("--model", "absent.pte"), 2, "cannot read absent.pte"),
+        (("--model", "short.bin"), 2, "short.bin is not an ExecuTorch program"),
+        (("--model", "model.pte", "--data", "absent.ptd"), 2, "cannot read absent.ptd"),
+        (("--model", "model.pte", "--fast"), 2, "there is no option --fast"),
+        (("--model", "model.pte", "--bench", "many"), 2, "--bench is many, expected a number"),
+        (("--model", "model.pte", "--tokens", "7,-1"), 2, "a token id is -1, expected a number"),
+        (("--model", "model.pte", "--tokens", "7,101"), 2, "token 101 is outside the vocabulary of 101"),
+        (("--model", "model.pte", "--chunk", "64"), 2, "no method prefill64, it has decode,"),
+        (("--model", "model.pte", "--state", "short.bin"), 2, "short.bin is not the state of this program"),
+        (("--model", "model.pte", "--logits", "absent/x.npy"), 2, "cannot write absent/x.npy"),
+        (("--model", "other.pte"), 3, "needs the delegate AbsentBackend_, which this runner lacks"),
+    ],
+)
+def test_bad_input_is_one_message(
+    program: Path, host: Runner, tmp_path: Path, words: tuple[str, ...], status: int, message: str
+) -> None:
+    content = program.read_bytes()
+    (tmp_path / "model.pte").write_bytes(content)
+    (tmp_path / "other.pte").write_bytes(content.replace(b"XnnpackBackend", b"AbsentBackend_"))
+    (tmp_path / "short.bin").write_bytes(content[:100].replace(b"ET12", b"none"))
+    command = [*host.command, *words, "--threads", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pte", "other.pte", "short.bin"]
+
+
+def test_what_came_back_is_checked(program: Path, host: Runner, tmp_path: Path) -> None:
+    told, logits = host.step(program, tmp_path)
+    with pytest.raises(CheckFailed, match="19 rows of logits came back for 20 calls"):
+        compared(program.parent, told, logits[1:], tmp_path)
+    (tmp_path / "state.bin").write_bytes(b"half")
+    with pytest.raises(WrongCall, match=r"state\.bin has 4 bytes, the state has"):
+        compared(program.parent, told, logits, tmp_path)
+    with pytest.raises(WrongCall, match="not what rwkv-step prints: unknown key ticks"):
+        results.read('{"ticks": 1}')
+
+
+def test_a_promised_tool_that_lacks_fails_instead_of_skipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RWKV_EXPORT_REQUIRE", "arm64,qnn")
+    with pytest.raises(pytest.fail.Exception, match="asks for qnn, but there is none"):
+        require("qnn", "there is none")
+    with pytest.raises(pytest.skip.Exception, match="there is none"):
+        require("tosa", "there is none")
+    require("arm64", None)

@@ -11,10 +11,10 @@ _open: WeakSet[object] = WeakSet()
 _first: list[int] = []  # the runtime's own choice, once it is known
 
 
-def claim(program: object, have: int) -> int:
-    """The number of threads to set before `program` is loaded, where the pool has `have`; it stays until released.
+def agreed(have: int) -> int:
+    """The number of threads to set before a program is loaded, where the pool has `have`.
 
-    Raises WrongCall while a program is loaded on another number.
+    Raises WrongCall while a program is held on another number.
     """
     if not _first:
         _first.append(have)
@@ -24,8 +24,12 @@ def claim(program: object, have: int) -> int:
             f"{threads.VARIABLE} asks for {wanted}, and this process has an ExecuTorch program open on {have}",
             hint="close that session first",
         )
-    _open.add(program)
     return wanted
+
+
+def hold(program: object) -> None:
+    """The program is loaded, and the pool stays as it is."""
+    _open.add(program)
 
 
 def release(program: object) -> None:

@@ -28,21 +28,29 @@ class Program:
     """A program file, mapped; raises BadArtifact where ExecuTorch refuses it. `traced`: it records what it does."""
 
     def __init__(self, path: Path, weights: Path | None, *, traced: bool = False) -> None:
-        self._path, self._program = path, None
+        self._path, self._program, self._methods = path, None, dict[str, Any]()
         with _told_if_it_fails(path):
             library = bindings()
             have = library._threadpool_get_thread_count()
-            if (wanted := pte_threads.claim(self, have)) != have:
+            if (wanted := pte_threads.agreed(have)) != have:
                 library._unsafe_reset_threadpool(wanted)
             data = str(weights) if weights else None
             self._program = library._load_program(
                 str(path), enable_etdump=traced, data_path=data, program_verification=library.Verification.Minimal
             )
+        pte_threads.hold(self)
 
     def method(self, name: str) -> Method:
         """The method, its weights packed for this processor; raises BadArtifact."""
         with _told_if_it_fails(self._path):
-            return Method(self, self.program.load_method(name))
+            self._methods[name] = self.program.load_method(name)
+            return Method(self, name)
+
+    def loaded(self, name: str) -> Any:
+        """The bindings' own method; raises WrongCall once the program is closed."""
+        if name not in self._methods:
+            raise WrongCall("the session is closed")
+        return self._methods[name]
 
     @property
     def program(self) -> Any:
@@ -52,7 +60,8 @@ class Program:
         return self._program
 
     def close(self) -> None:
-        """Nothing steps any more; memory is given back with the methods."""
+        """Give back its memory; its methods are gone with it."""
+        self._methods.clear()
         self._program = None
         pte_threads.release(self)
 
@@ -60,20 +69,22 @@ class Program:
 class Method:
     """A loaded method; it holds its program."""
 
-    def __init__(self, program: Program, method: Any) -> None:
-        self._program, self._method = program, method
+    def __init__(self, program: Program, name: str) -> None:
+        self._program, self._name = program, name
         self._tensors: dict[int, list[Any]] = {}  # by a state's first tensor: a decode loop has two states
-        meta = method.method_meta()
+        meta = program.loaded(name).method_meta()
         inputs = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
+        if not inputs or meta.num_outputs() != len(inputs):
+            raise BadArtifact(f"{name} takes {len(inputs)} tensors and gives {meta.num_outputs()}: it is no step")
         self.ports = [_port(tensor) for tensor in (inputs[0], meta.output_tensor_meta(0), *inputs[1:])]
 
     def step(self, ids: Array, before: Sequence[Array], after: Sequence[Array], logits: Array) -> None:
         """One call; `ids` are int64. The method's own outputs live until its next call: their values are copied."""
         import torch
 
-        _ = self._program.program  # raises where it is closed
+        method = self._program.loaded(self._name)
         tokens = torch.from_numpy(ids.astype(self.ports[0].dtype, copy=False))
-        found = self._method.call([tokens, *self._wrapped(before)], clone_outputs=False)
+        found = method.call([tokens, *self._wrapped(before)], clone_outputs=False)
         for kept, given in zip((logits, *after), found, strict=True):
             # numpy copies on this thread; torch would wake a pool of its own beside ExecuTorch's
             np.copyto(kept, given.numpy().reshape(kept.shape))

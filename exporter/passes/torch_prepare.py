@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import NotImplementedType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def _maximum(one: Tensor, other: Tensor) -> Tensor:
     return -torch.minimum(-one, -other)
 
 
-def _sum(x: Tensor, axes: Sequence[int], keepdim: bool = False) -> Tensor | NotImplementedType:
+def _sum(x: Tensor, axes: Sequence[int], keepdim: bool = False) -> Any:
     """As one that keeps the axis, of a tensor of three axes: textures have no more than four."""
     if keepdim or len(axes) != 1:
         return NotImplemented

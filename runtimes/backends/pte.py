@@ -14,7 +14,7 @@ import numpy as np
 from runtimes import pte_plan, pte_ports, pte_profile, pte_wheel, qnn
 from runtimes.buffers import Pool
 from runtimes.contract import Array, Artifact, Placement, Session
-from runtimes.errors import Missing
+from runtimes.errors import Missing, RwkvExportError
 from runtimes.huge_pages import huge_pages
 from runtimes.manifest import Graph, Manifest
 from runtimes.profile import Profile, decode
@@ -59,15 +59,21 @@ def open_session(artifact: Artifact, device: str) -> Session:
     """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one, Missing for its delegate."""
     manifest, pool = artifact.manifest, Pool([tensor.spec() for tensor in artifact.manifest.state])
     calls = {file: pte_plan.calls(artifact.folder / file) for file in {graph.file for graph in manifest.graphs}}
-    with huge_pages():
-        programs = {file: _open(artifact, file, calls[file], device) for file in calls}
-        runs = {graph.tokens: _runner(programs[graph.file], graph, manifest, pool) for graph in manifest.graphs}
+    programs: dict[str, _Program] = {}
 
     def close() -> None:
         for program in programs.values():
             program.close()
 
-    return explicit_session(artifact, runs, lambda: _placement(manifest, calls, device), close)
+    try:
+        with huge_pages():
+            for file in calls:
+                programs[file] = _open(artifact, file, calls[file], device)
+            runs = {graph.tokens: _runner(programs[graph.file], graph, manifest, pool) for graph in manifest.graphs}
+        return explicit_session(artifact, runs, lambda: _placement(manifest, calls, device), close)
+    except RwkvExportError:
+        close()
+        raise
 
 
 def profile(artifact: Artifact, device: str, steps: int) -> Profile:

@@ -10,7 +10,8 @@ set -eu
 
 HERE=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 PYTHON=${PYTHON:-python3}
-LIBRARIES="executorch executorch_threadpool executorch_backend_xnnpack executorch_kernels_optimized executorch_kernels_quantized"
+LIBRARIES="executorch executorch_threadpool executorch_backend_xnnpack"
+LIBRARIES="$LIBRARIES executorch_kernels_optimized executorch_kernels_quantized"
 
 refuse() {
     echo "error: $2" >&2
@@ -34,8 +35,8 @@ downloaded() { # the folder of a wheel of that version, for the platform that pi
     if [ ! -d "$kept/executorch" ]; then
         part=$kept.$$.part
         mkdir -p "$part"
-        "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --dest "$part" "$@" "executorch==$version" >&2 ||
-            refuse 3 "pip cannot download executorch $version"
+        "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --dest "$part" "$@" \
+            "executorch==$version" >&2 || refuse 3 "pip cannot download executorch $version"
         "$PYTHON" -m zipfile -e "$part"/executorch-*.whl "$part"
         rm -rf "$part"/executorch-*.whl "$kept"
         mv "$part" "$kept"
@@ -57,19 +58,18 @@ close_over() { # copies what a file needs from the toolchain, and what that need
 
 [ $# = 2 ] || refuse 2 "expected: cross-build.sh host|aarch64 FOLDER"
 case $1 in
-host)
-    CXX=${CXX:-c++} READELF=readelf
-    WHEEL=$(installed) || WHEEL=$(downloaded host)
-    ;;
-aarch64)
-    CXX=${CXX:-aarch64-linux-gnu-g++} READELF=aarch64-linux-gnu-readelf
-    WHEEL=$(downloaded aarch64 --platform manylinux_2_28_aarch64)
-    ;;
+host) CXX=${CXX:-c++} READELF=readelf ;;
+aarch64) CXX=${CXX:-aarch64-linux-gnu-g++} READELF=aarch64-linux-gnu-readelf ;;
 *) refuse 2 "the platform is $1, expected host or aarch64" ;;
 esac
 for tool in "$CXX" "$READELF"; do
     command -v "$tool" >/dev/null || refuse 3 "$tool is not installed"
 done
+if [ "$1" = aarch64 ]; then
+    WHEEL=$(downloaded aarch64 --platform manylinux_2_28_aarch64)
+else
+    WHEEL=$(installed) || WHEEL=$(downloaded host)
+fi
 
 mkdir -p "$2"
 OUT=$(CDPATH= cd -- "$2" && pwd)

@@ -23,10 +23,11 @@ class Program:
 
     def __init__(self, path: Path, weights: Path | None) -> None:
         self._library = _library()
-        threads = pte_threads.claim(self, self._library.rwkv_threads())
+        threads = pte_threads.agreed(self._library.rwkv_threads())
         self._handle = ctypes.c_void_p()
         data = str(weights).encode() if weights else b""
         self.call("rwkv_open", str(path).encode(), data, ctypes.c_uint32(threads), ctypes.byref(self._handle))
+        pte_threads.hold(self)
 
     def method(self, name: str) -> Method:
         """The method, its weights packed for this processor; raises BadArtifact, or Missing without its delegate."""

@@ -23,9 +23,9 @@ constexpr const char* MACHINE = "x86_64";
 struct Record {
   std::string model;
   std::vector<std::string> delegates;
-  std::vector<float> logits;           // a row for each call
-  std::vector<size_t> calls;           // tokens of each call
-  std::vector<int64_t> fed, greedy;    // ids given; the likeliest id after each call
+  std::vector<float> logits;         // a row for each call
+  std::vector<size_t> calls;         // tokens of each call
+  std::vector<int64_t> fed, greedy;  // ids given; the likeliest id after each call
   std::vector<double> decode, prefill;
   double load = 0, first = 0;
   bool emulated = false;
@@ -114,8 +114,7 @@ inline std::string timed(const Record& record) {
   std::ostringstream out;
   out << ", \"cpu\": " << quoted(processor()) << ", \"peak_rss_bytes\": " << peak_rss_bytes()
       << ", \"load_ms\": " << record.load << ", \"first_call_ms\": " << record.first
-      << ", \"decode_ms\": " << listed(record.decode)
-      << ", \"prefill_ms\": " << listed(record.prefill);
+      << ", \"decode_ms\": " << listed(record.decode) << ", \"prefill_ms\": " << listed(record.prefill);
   if (!record.decode.empty()) out << ", \"tokens_per_second\": " << 1000 / median(record.decode);
   return out.str();
 }
@@ -126,9 +125,9 @@ inline std::string json(const Record& record) {
   std::ostringstream out;
   out << "{\"model\": " << quoted(record.model) << ", \"machine\": " << quoted(MACHINE)
       << ", \"delegates\": " << listed(delegates) << ", \"threads\": " << Stepper::threads()
-      << ", \"emulated\": " << (record.emulated ? "true" : "false") << ", \"calls\": "
-      << listed(record.calls) << ", \"fed\": " << listed(record.fed) << ", \"greedy\": " << listed(record.greedy) << ", \"digest\": " << quoted(digest(record.logits))
-      << (record.emulated ? "" : timed(record)) << "}";
+      << ", \"emulated\": " << (record.emulated ? "true" : "false") << ", \"calls\": " << listed(record.calls)
+      << ", \"fed\": " << listed(record.fed) << ", \"greedy\": " << listed(record.greedy)
+      << ", \"digest\": " << quoted(digest(record.logits)) << (record.emulated ? "" : timed(record)) << "}";
   return out.str();
 }
 

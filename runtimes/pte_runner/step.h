@@ -39,7 +39,7 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
 
-// What a program or a caller asked for cannot be had. code: 2 where the call is wrong, 3 where this runner lacks a part.
+// What was asked for cannot be had. code: 2 where the call or the program is wrong, 3 where this runner lacks a part.
 struct Refused : std::runtime_error {
   Refused(int code, const std::string& message) : std::runtime_error(message), code(code) {}
   int code;
@@ -107,7 +107,9 @@ class Stepper {
  public:
   // Reads the program's table, no method yet. data: its model.ptd, or "". threads: 0 for the runtime's own choice.
   Stepper(const std::string& program, const std::string& data, unsigned threads)
-      : claim_(threads), has_data_(!data.empty()), module_(readable(program), data_files(data), Opened::LoadMode::Mmap) {
+      : claim_(threads),
+        has_data_(!data.empty()),
+        module_(readable(program), data_files(data), Opened::LoadMode::Mmap) {
     if (module_.load() != Error::Ok) throw Refused(2, program + " is not an ExecuTorch program" + Complaints::take());
     if (xnnpack_.set_option("weight_cache_enabled", true) != Error::Ok ||
         options_.set_options("XnnpackBackend", xnnpack_.view()) != Error::Ok) {

@@ -1,4 +1,4 @@
-"""Quantised ExecuTorch artifacts: what XNNPACK takes, how many bytes they are, what they cost on text, what must fail."""
+"""Quantised ExecuTorch artifacts: what XNNPACK takes, their bytes, what they cost on text, and what must fail."""
 
 from __future__ import annotations
 

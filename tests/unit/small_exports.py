@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from exporter import export
 from runtimes import manifest
 from runtimes.contract import Artifact, Session
 from runtimes.pte_program import Program
-from runtimes.schema import from_plain, to_plain
 from tests.models import random_checkpoint
 from tests.oracle import Trace, trace_of
 from tests.parity.stepping import StepModule, rows
 
 SIZES: dict[str, Any] = {"width": 32, "head_size": 16, "vocab": 33, "ffn": 40}
+SHIFTS = ("blocks.0.att.shift", "blocks.0.ffn.shift")
 TOKENS = [3, 31, 0, 7, 7, 19, 32, 1, 5, 12]
 
 
@@ -64,13 +65,12 @@ def largest(made: Trace, wanted: Trace) -> float:
 
 
 def with_shifts_swapped(artifact: Artifact) -> Artifact:
-    """The artifact whose manifest has the two shift states of the first block in each other's place."""
-    document = to_plain(artifact.manifest)
-    state = document["state"]
-    first, second = (index for index, tensor in enumerate(state) if tensor["name"].startswith("blocks.0.") and "shift" in tensor["name"])
-    for key in ("name", "input", "output"):
-        state[first][key], state[second][key] = state[second][key], state[first][key]
-    return Artifact(artifact.folder, from_plain(manifest.Manifest, document))
+    """The artifact whose manifest takes the two shift states of the first block for each other."""
+    state = list(artifact.manifest.state)
+    one, other = (index for index, tensor in enumerate(state) if tensor.name in SHIFTS)
+    names = state[other].name, state[one].name
+    state[one], state[other] = (replace(state[at], name=name) for at, name in zip((one, other), names, strict=True))
+    return Artifact(artifact.folder, replace(artifact.manifest, state=tuple(state)))
 
 
 def assert_whole(folder: Path, delegate: str, methods: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
 
-from exporter import export
 from exporter.passes import pte_coreml
 from exporter.quiet import quiet
 from exporter.targets import executorch_coreml, executorch_mlx
@@ -27,34 +26,16 @@ from runtimes.manifest import open_artifact
 from runtimes.mil import from_pte
 from runtimes.mil.package import Package
 from runtimes.pte_program import Program
-from tests.models import random_checkpoint
-from tests.oracle import Trace, trace_of
-from tests.parity.stepping import StepModule, rows
+from tests.oracle import trace_of
+from tests.unit.small_exports import TOKENS, assert_whole, exported, in_chunks, in_torch, stepping, with_shifts_swapped
 
-SIZES: dict[str, Any] = {"layers": 2, "width": 32, "head_size": 16, "vocab": 33, "ffn": 40}
-TOKENS = [3, 31, 0, 7, 7, 19, 32, 1, 5]
 CHUNK = 4
-
-
-def exported(version: str, target: str, folder: Path, *, precision: str = "fp32", prefill: Sequence[int] = ()) -> Path:
-    torch.save(random_checkpoint(version, **SIZES, seed=3), folder / "model.pth")
-    (made,) = export(folder / "model.pth", targets=[target], precision=precision, prefill=prefill, out=folder)
-    return made
-
-
-def in_torch(version: str) -> Trace:
-    return StepModule(random_checkpoint(version, **SIZES, seed=3), version).trace(TOKENS)
-
-
-def largest(one: Trace, other: Trace) -> float:
-    states = [np.abs(one.states[name] - other.states[name]).max() for name in other.states]
-    return float(max(np.abs(one.logits - other.logits).max(), *states))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 7 in float32 with a method for four tokens."""
-    return exported("7", "executorch-coreml", tmp_path_factory.mktemp("whole"), prefill=(CHUNK,))
+    return exported("7", "executorch-coreml", tmp_path_factory.mktemp("whole"), layers=2, prefill=(CHUNK,))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +51,8 @@ def mlx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_core_ml_takes_every_method_as_a_whole(whole: Path, half: Path) -> None:
-    graphs = [*manifest.read(whole).graphs, *manifest.read(half).graphs]
-    assert [graph.function for graph in graphs] == ["decode", f"prefill{CHUNK}", "decode"]
-    for graph in graphs:
-        assert graph.coverage.delegates == {"CoreMLBackend": 1}
-        assert graph.coverage.outside == {}
-        assert graph.coverage.inside["aten.embedding"] == 1
+    assert_whole(whole, "CoreMLBackend", ["decode", f"prefill{CHUNK}"])
+    assert_whole(half, "CoreMLBackend", ["decode"])
 
 
 def test_methods_share_one_package(whole: Path) -> None:
@@ -85,21 +62,16 @@ def test_methods_share_one_package(whole: Path) -> None:
     assert [call.function for call in calls] == ["decode", f"prefill{CHUNK}"]
 
 
-def test_steps_of_the_program_agree_with_torch(whole: Path) -> None:
-    session = mil.open_session(open_artifact(whole), "cpu")
+def test_steps_and_prompts_agree_with_torch(whole: Path) -> None:
+    session, wanted = mil.open_session(open_artifact(whole), "cpu"), in_torch(whole)
     assert session.placement().evidence == "interpreted"
-    assert largest(trace_of(session, TOKENS), in_torch("7")) < 2e-5
+    assert stepping(session, wanted) < 2e-5
+    assert in_chunks(session, wanted, [CHUNK, len(TOKENS) - CHUNK]) < 2e-5
 
 
-def test_a_prompt_in_chunks_agrees_with_torch(whole: Path) -> None:
-    session = mil.open_session(open_artifact(whole), "cpu")
-    first = session.prefill(TOKENS[:CHUNK], session.initial_state())
-    second = session.prefill(TOKENS[CHUNK:], first.state)
-    wanted = rows(in_torch("7"), [CHUNK, len(TOKENS) - CHUNK])
-    for row, step in enumerate([first, second]):
-        np.testing.assert_allclose(step.logits, wanted.logits[row], atol=2e-5)
-        for name, tensor in session.read_state(step.state).items():
-            np.testing.assert_allclose(tensor, wanted.states[name][row], atol=2e-5)
+def test_states_in_another_order_are_seen(whole: Path) -> None:
+    session = mil.open_session(with_shifts_swapped(open_artifact(whole)), "cpu")
+    assert stepping(session, in_torch(whole)) > 1e-2
 
 
 def test_half_precision_rounds_what_is_fed_back(half: Path) -> None:
@@ -110,8 +82,7 @@ def test_half_precision_rounds_what_is_fed_back(half: Path) -> None:
     state = session.read_state(session.step(TOKENS[0], session.initial_state()).state)
     for tensor in state.values():
         np.testing.assert_array_equal(tensor, tensor.astype(np.float16).astype(np.float32))
-    wanted = in_torch("4").logits
-    error = float(np.abs(trace_of(session, TOKENS).logits - wanted).max())
+    error = float(np.abs(trace_of(session, TOKENS).logits - in_torch(half).logits).max())
     assert 1e-4 < error < 5e-2
 
 
@@ -227,11 +198,8 @@ def test_core_ml_says_what_it_lacks(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_mlx_takes_every_method_as_a_whole(mlx: Path) -> None:
-    graphs = manifest.read(mlx).graphs
-    assert [graph.function for graph in graphs] == ["decode", f"prefill{CHUNK}"]
-    for graph in graphs:
-        assert (graph.coverage.delegates, graph.coverage.outside) == ({"MLXBackend": 1}, {})
-    assert (mlx / "model.pte").read_bytes().count(b"MLX0") == len(graphs)
+    assert_whole(mlx, "MLXBackend", ["decode", f"prefill{CHUNK}"])
+    assert (mlx / "model.pte").read_bytes().count(b"MLX0") == 2
 
 
 def test_mlx_s_files_are_not_generated_into_the_package(mlx: Path) -> None:

@@ -29,7 +29,7 @@ from tests.requirements import require
 from validation.outcome import Outcome, Parity
 from validation.runner import validate
 
-STEPS = 12
+STEPS = 8
 
 
 class Made(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 
@@ -93,16 +94,20 @@ def compared(artifact: Path, told: Told, logits: Array, folder: Path) -> Agreeme
 def test_emulated_arm_agrees_with_the_session_here(
     exports: Exports, aarch64: Path, tmp_path: Path, cpu: str, precision: str
 ) -> None:
-    """Both round in their own order: what the artifact may differ from its checkpoint, it may differ here."""
+    """Both round in their own order, so that fp32 has the bound it has against its checkpoint.
+
+    Quantised, a rounding of 1e-6 now and then moves an activation to the next of its 255 codes. Measured here by moving
+    every state by a relative 1e-5 before every step: up to 0.067 in a logit. Without such a step it is as fp32.
+    """
     loader = (QEMU, "-cpu", cpu, f"{aarch64}/ld-linux-aarch64.so.1", "--library-path", f"{aarch64}")
     artifact = exports("7", XNNPACK, precision=precision)
     runner = Runner((*loader, f"{aarch64}/rwkv-step", "--emulated"))
     told, logits = runner.step(artifact / "model.pte", tmp_path)
     agreement = compared(artifact, told, logits, tmp_path)
-    row = bound(registry.targets()[XNNPACK].precisions[precision])
+    most, most_state = (bound("fp32").max_abs, bound("fp32").state_rel) if precision == "fp32" else (0.1, 0.1)
     assert (told.machine, told.delegates) == ("aarch64", ("XnnpackBackend",))
-    assert 0 < agreement.max_abs < row.max_abs  # nought would be the other processor's arithmetic, not Arm's
-    assert agreement.state_rel < row.state_rel
+    assert 0 < agreement.max_abs < most  # nought would be the other processor's arithmetic, not Arm's
+    assert agreement.state_rel < most_state
     assert agreement.top1 == 1
 
 
@@ -112,23 +117,6 @@ def test_here_it_is_the_session_to_the_last_bit(exports: Exports, host: Runner, 
     artifact = exports(version, XNNPACK)
     agreement = compared(artifact, *host.step(artifact / "model.pte", tmp_path), tmp_path)
     assert (agreement.calls, agreement.max_abs, agreement.state_rel, agreement.top1) == (len(TOKENS), 0, 0, 1)
-
-
-@pytest.fixture(scope="module")
-def apart(exports: Exports) -> Path:
-    return exports("4", XNNPACK, options={"weights": "separate"})
-
-
-def test_weights_that_lie_apart_are_found(exports: Exports, apart: Path, host: Runner, tmp_path: Path) -> None:
-    inside, _ = host.step(exports("4", XNNPACK) / "model.pte", tmp_path)
-    beside, _ = host.step(apart / "model.pte", tmp_path)
-    assert inside.digest == beside.digest
-    alone = shutil.copy(apart / "model.pte", tmp_path)
-    named, _ = host.step(alone, tmp_path, "--data", apart / "model.ptd")
-    assert named.digest == beside.digest
-    done = host("--model", alone)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "has its weights in a file of their own, model.ptd, which was not given" in done.stderr
 
 
 def test_a_state_that_was_written_continues(program: Path, host: Runner, tmp_path: Path) -> None:
@@ -154,23 +142,66 @@ def test_times_are_told_where_they_mean_something_and_greedy_tokens_are_fed(prog
 class Sums(torch.nn.Module):
     """A step to do by hand: the state is its fill plus all ids so far, the logits are 2 and 3 times it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(4, 1), torch.nn.Linear(1, 4, bias=False)
+        self.table.weight.data = torch.arange(4.0).reshape(4, 1)
+        self.head.weight.data = torch.tensor([[2.0], [3.0], [0.0], [0.0]])
+
     def forward(self, tokens: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        new = total + tokens.to(total.dtype).sum().reshape(1, 1)
-        return torch.cat([new * 2, new * 3, new * 0, new * 0], 1), new
+        new = total + self.table(tokens).sum().reshape(1, 1)
+        return self.head(new), new
+
+
+def traced(ids: torch.dtype, kind: torch.dtype) -> dict[str, torch.export.ExportedProgram]:
+    """Methods for one id and for three."""
+    step, state = Sums().to(kind), torch.zeros(1, 1, dtype=kind)
+    sizes = {"decode": 1, "prefill3": 3}
+    return {name: torch.export.export(step, (torch.zeros(size, dtype=ids), state)) for name, size in sizes.items()}
 
 
 def summing(folder: Path, ids: torch.dtype, *, planned: bool, kind: torch.dtype = torch.float32) -> Path:
-    """Methods for one id and for three."""
-    state = torch.zeros(1, 1, dtype=kind)
-    inputs = {"decode": (torch.zeros(1, dtype=ids), state), "prefill3": (torch.zeros(3, dtype=ids), state)}
-    programs = {name: torch.export.export(Sums(), example) for name, example in inputs.items()}
     plan = MemoryPlanningPass(alloc_graph_input=planned, alloc_graph_output=planned)
     constants = {"state_names": "total", "state_fills": [-1e30 if kind is torch.float16 else 0.5]}
     with quiet():
-        edge = to_edge_transform_and_lower(programs, constant_methods=constants)
+        edge = to_edge_transform_and_lower(traced(ids, kind), constant_methods=constants)
         path = folder / "sums.pte"
         path.write_bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan)).buffer)
     return path
+
+
+def summing_apart(folder: Path) -> Path:
+    """With XNNPACK, the weights in sums.ptd."""
+    programs = traced(torch.int64, torch.float32)
+    for program in programs.values():
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                node.meta.setdefault("custom", {})["delegate_constant_tag"] = "sums"
+    with quiet():
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner={name: [XnnpackPartitioner()] for name in programs},
+            constant_methods={"state_fills": [0.5]},
+        )
+        made = edge.to_executorch(ExecutorchBackendConfig(external_constants=lambda node: "sums"))
+        (folder / "sums.pte").write_bytes(made.buffer)
+        made.write_tensor_data_to_file(str(folder))
+    return folder / "sums.pte"
+
+
+def test_weights_that_lie_apart_are_found(host: Runner, tmp_path: Path) -> None:
+    model = summing_apart(tmp_path)
+    told, logits = host.step(model, tmp_path, tokens=(1, 3))
+    np.testing.assert_array_equal(logits[:, :2], [[3, 4.5], [9, 13.5]])
+    assert told.delegates == ("XnnpackBackend",)
+
+    data = model.with_suffix(".ptd").rename(tmp_path / "elsewhere")
+    _, again = host.step(model, tmp_path, "--data", data, tokens=(1, 3))
+    np.testing.assert_array_equal(again, logits)
+
+    done = host("--model", model)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has its weights in a file of their own, model.ptd, which was not given" in done.stderr
 
 
 @pytest.mark.parametrize("planned", [True, False])

@@ -1,0 +1,109 @@
+"""ExecuTorch with OpenVINO: programs it takes whole, run by its CPU plug-in in the float32 they were exported with."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.targets import executorch_openvino
+from runtimes import manifest
+from runtimes.backends import pte
+from runtimes.contract import Session
+from runtimes.manifest import open_artifact
+from runtimes.openvino import INSTRUCTIONS, WITHOUT_BFLOAT16, keep_float32
+from tests.oracle import trace_of
+from tests.requirements import require
+from tests.unit.small_exports import (
+    TOKENS,
+    assert_whole,
+    exported,
+    in_chunks,
+    in_torch,
+    largest,
+    stepping,
+    with_shifts_swapped,
+)
+
+TARGET = "executorch-openvino"
+CHUNK = 4
+BOUND = 2e-5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 7 with two layers, and with a method for four tokens."""
+    require("openvino", executorch_openvino.missing())
+    return exported("7", TARGET, tmp_path_factory.mktemp("whole"), layers=2, prefill=(CHUNK,))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 5.2 with weights of float16."""
+    require("openvino", executorch_openvino.missing())
+    return exported("5.2", TARGET, tmp_path_factory.mktemp("half"), precision="fp16")
+
+
+@pytest.fixture(scope="module")
+def session(whole: Path) -> Iterator[Session]:
+    with closing(pte.open_session(open_artifact(whole), "openvino")) as opened:
+        yield opened
+
+
+def test_openvino_takes_every_method_as_a_whole(whole: Path, half: Path) -> None:
+    assert_whole(whole, "OpenvinoBackend", ["decode", f"prefill{CHUNK}"])
+    assert_whole(half, "OpenvinoBackend", ["decode"])
+
+
+def test_steps_agree_with_torch_and_say_where_they_ran(whole: Path, session: Session) -> None:
+    assert 0 < stepping(session, in_torch(whole)) < BOUND
+    placed = session.placement()
+    assert (placed.observed, dict(placed.nodes), placed.evidence) == ("pte:openvino", {"OpenvinoBackend": 1}, "run")
+
+
+def test_a_prompt_agrees_with_steps(whole: Path, session: Session) -> None:
+    assert in_chunks(session, in_torch(whole), [CHUNK, CHUNK, 2]) < BOUND
+    assert 0 < in_chunks(session, trace_of(session, TOKENS), [CHUNK, CHUNK, 2]) < BOUND
+
+
+def test_states_taken_for_each_other_are_noticed(whole: Path) -> None:
+    with closing(pte.open_session(with_shifts_swapped(open_artifact(whole)), "openvino")) as swapped:
+        assert stepping(swapped, in_torch(whole)) > 1000 * BOUND
+
+
+def test_half_precision_rounds_the_weights_and_keeps_states_wide(half: Path) -> None:
+    assert {tensor.dtype for tensor in manifest.read(half).state} == {"float32"}
+    wanted = in_torch(half)
+    with closing(pte.open_session(open_artifact(half), "openvino")) as opened:
+        made = trace_of(opened, TOKENS)
+    assert 1e-4 < largest(made, wanted) < 3e-2
+    assert any((state != state.astype(np.float16)).any() for state in made.states.values())
+
+
+def test_the_compiler_is_its_own_again_after_an_export(half: Path) -> None:
+    from openvino import Core
+    from openvino.frontend.pytorch.torchdynamo import compile as compiler
+
+    assert compiler.Core is Core
+
+
+def test_bfloat16_is_forbidden_unless_the_environment_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INSTRUCTIONS, "AVX2")
+    keep_float32()
+    assert os.environ[INSTRUCTIONS] == "AVX2"
+    monkeypatch.delenv(INSTRUCTIONS)
+    keep_float32()
+    assert os.environ[INSTRUCTIONS] == WITHOUT_BFLOAT16
+
+
+@pytest.mark.parametrize("absent", ["openvino", "nncf"])
+def test_the_target_says_what_it_lacks(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    installed = lambda name: None if name == absent else found("os")  # noqa: E731
+    monkeypatch.setattr(executorch_openvino, "find_spec", installed)
+    assert executorch_openvino.missing() == f"the Python package {absent} is not installed"

@@ -149,8 +149,12 @@ logits, then the new state in the same order. With `org.pytorch:executorch-andro
 
 ```kotlin
 val module = Module.load("model.pte")
-var state: Array<EValue> = initialState                     // filled as listed below
-val out = module.execute("decode", EValue.from(Tensor.fromBlob(longArrayOf(token), longArrayOf(1))), *state)
+var state: List<Tensor> = initialState                      // filled as listed below
+val ids = Tensor.fromBlob(longArrayOf(token), longArrayOf(1))
+val out = module.execute("decode", EValue.from(ids), *state.map { EValue.from(it) }.toTypedArray())
 val logits = out[0].toTensor().dataAsFloatArray
-state = out.copyOfRange(1, out.size)                        // "prefill64" takes 64 ids, where it was exported
-```"""
+// what comes out lies in the program's own memory, which the next call overwrites
+state = out.drop(1).map { Tensor.fromBlob(it.toTensor().dataAsFloatArray, it.toTensor().shape()) }
+```
+
+A method `prefill64` takes 64 ids at once, where it was exported."""

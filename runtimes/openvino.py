@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-INSTRUCTIONS = "OV_CPU_MAX_ISA"
+INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 WITHOUT_BFLOAT16 = "AVX512_CORE_VNNI"
 
 

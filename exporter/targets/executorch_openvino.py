@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
+from exporter.passes.torch_prepare import folded
 from exporter.quiet import quiet
 from runtimes.manifest import Kept, Precision
 from runtimes.openvino import INSTRUCTIONS, WITHOUT_BFLOAT16, keep_float32
@@ -24,7 +27,6 @@ TARGETS = (
         prefill=True,
     ),
 )
-PACKAGES = ("openvino", "nncf")
 PRECISIONS = {
     "fp32": Precision("float32", "float32"),
     "fp16": Precision("float16", "float32", (Kept("state", "float32", "the program's own type"),)),
@@ -32,11 +34,8 @@ PRECISIONS = {
 
 
 def missing() -> str | None:
-    """The delegate's compiler, and what its package imports although only its quantiser needs it."""
-    for name in PACKAGES:
-        if find_spec(name) is None:
-            return f"the Python package {name} is not installed"
-    return None
+    """The delegate compiles with the package that it runs on."""
+    return None if find_spec("openvino") else "the Python package openvino is not installed"
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
@@ -46,18 +45,28 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 def export(job: Job, folder: Path) -> Written:
     """Lower every method to one delegate call."""
     keep_float32()
-    programs = pte.traced(job)
+    programs = folded(pte.traced(job))
     with _stored(half=job.precision == "fp16"):
         edge = pte.lowered(job, programs, _partitioners)
     usage = {"Arithmetic": ARITHMETIC}
-    return pte.written(job, edge, folder, precision=PRECISIONS[job.precision], tools=PACKAGES, usage=usage)
+    return pte.written(job, edge, folder, precision=PRECISIONS[job.precision], tools=("openvino",), usage=usage)
 
 
 def _partitioners() -> list[Any]:
+    _skip_the_quantiser()
     from executorch.backends.openvino.partitioner import OpenvinoPartitioner
     from executorch.exir.backend.backend_details import CompileSpec
 
     return [OpenvinoPartitioner([CompileSpec("device", b"CPU")])]
+
+
+def _skip_the_quantiser() -> None:
+    """Let parts of the delegate's package be imported without the package itself, whose quantiser needs nncf."""
+    from executorch import backends
+
+    package = ModuleType(f"{backends.__name__}.openvino")
+    package.__path__ = [str(Path(folder) / "openvino") for folder in backends.__path__]
+    sys.modules.setdefault(package.__name__, package)
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def open_session(artifact: Artifact, device: str) -> Session:
 
     try:
         with huge_pages():
-            for file in calls:
-                programs[file] = _open(artifact, file, calls[file], device)
+            for file, called in calls.items():
+                programs[file] = _open(artifact, file, called, device)
             runs = {graph.tokens: _runner(programs[graph.file], graph, manifest, pool) for graph in manifest.graphs}
         return explicit_session(artifact, runs, lambda: _placement(manifest, calls, device), close)
     except RwkvExportError:
@@ -112,7 +112,7 @@ def _open(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device:
 def _files(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device: str) -> tuple[Path, Path | None]:
     """The program and its weights where those are separate; raises Missing where the device lacks a delegate."""
     if device == EMULATOR:
-        qnn.prepare()
+        qnn.prepare_emulator(artifact.manifest)
     able = {ON_CPU} if device == DIRECT else pte_wheel.delegates()
     if lacking := sorted({name for each in calls.values() for name in _delegates(each)} - able):
         raise Missing(f"{file} needs the delegate {lacking[0]}, which pte:{device} does not have")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import Missing
+from runtimes.manifest import Manifest
 from runtimes.qnn.device import accept_narrow_configs
 
 ROOT = "QNN_SDK_ROOT"
@@ -54,6 +55,15 @@ def prepare() -> None:
         raise Missing(str(reason), hint=INSTALL)
     os.environ.setdefault(ROOT, "")
     _load(folder)
+
+
+def prepare_emulator(manifest: Manifest) -> None:
+    """As `prepare`; raises Missing also for methods that share weights, which crash the emulator."""
+    if manifest.target.options.get("share") == "yes":
+        raise Missing(
+            "QNN's emulator cannot run methods that share weights", hint="export with -O share=no to validate"
+        )
+    prepare()
 
 
 def version() -> str:

@@ -21,7 +21,7 @@ from tests.oracle import Trace, errors, trace_of
 from tests.parity.stepping import rows
 from validation.reference import Reference
 
-STEPS, SIZE, REST = 3, 36, 2  # single tokens, then a call of two whole blocks and a shorter one, then single tokens
+STEPS, SIZE, REST = 3, 32, 2  # single tokens, then a call of two blocks, then single tokens
 VOCAB = 67
 TOKENS = np.random.default_rng(2).integers(0, VOCAB, STEPS + SIZE + REST).tolist()
 BOUND = 1e-5  # of a tensor's largest value; test_step_modules.py holds the module itself to the same

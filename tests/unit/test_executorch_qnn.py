@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from exporter.synth import synth
 from exporter.targets import executorch_qnn
 from runtimes import manifest, qnn
 from runtimes.backends import pte
+from runtimes.contract import Artifact
 from runtimes.errors import Missing
 from runtimes.qnn import device
 from tests.requirements import require
@@ -183,6 +185,13 @@ def test_configurations_are_moved_to_the_wide_layout_and_others_are_left_alone()
     assert list((ctypes.c_uint32 * 2).from_address(at + 8)) == [57, 9]
     assert (widened[1].contents.kind, widened[1].contents.value) == (1, ctypes.addressof(other))
     assert not widened[2]
+
+
+def test_methods_that_share_weights_are_not_emulated(half: Made) -> None:
+    document = manifest.read(half.folder)
+    shared = replace(document, target=replace(document.target, options={"soc": "sm8650", "share": "yes"}))
+    with pytest.raises(Missing, match="cannot run methods that share weights"):
+        pte.open_session(Artifact(half.folder, shared), "htp-emulator")
 
 
 def test_without_libraries_it_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def stepped(session: Session, state: State) -> list[tuple[Any, Any]]:
 
 def test_the_registry_finds_it() -> None:
     runtime, device = registry.require("mil")
-    assert (runtime.READS, device) == ((".mlpackage",), "cpu")
+    assert (runtime.READS, device) == ((".mlpackage", ".pte"), "cpu")
 
 
 def test_steps_agree_with_torch(session: Session) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from exporter import graph, ports
 from exporter.contract import Job, ModelSpec, Option, Written
@@ -59,12 +60,14 @@ def lowered(
     partitioner: Callable[[], list[Any]] = list,
     *,
     preserve: Sequence[Any] = (),
+    passes: Sequence[Callable[[GraphModule], Any]] = (),
     check: bool = True,
 ) -> Any:
     """The edge program of all methods at once, which shares their weights.
 
     partitioner: makes what gives operators to delegates, afresh for each method
     preserve:    operators that must not be decomposed
+    passes:      rewrite each edge graph before it is partitioned
     check:       whether every operator has to be a core operator
     """
     if job.options.get("weights") == "separate":
@@ -75,6 +78,7 @@ def lowered(
         config = EdgeCompileConfig(preserve_ops=list(preserve), _check_ir_validity=check)
         return to_edge_transform_and_lower(
             dict(programs),
+            transform_passes=list(passes),
             partitioner={name: partitioner() for name in programs},
             constant_methods=described(job.spec),
             compile_config=config,

@@ -40,7 +40,7 @@ class TokenSums(nn.Module):
     def forward(self, signs: Tensor, x: Tensor) -> Tensor:
         """A sum for each row of the constant `signs` (sums, tokens), which says what a token counts in it."""
         if not self.linear:
-            return signs @ x
+            return torch.matmul(signs, x)
         if x.shape[2] == 1:
             signs = signs.sum(-1, keepdim=True)
         sums: Tensor = F.linear(x.mT, signs).mT
@@ -50,7 +50,8 @@ class TokenSums(nn.Module):
         """Of all tokens."""
         if not self.linear:
             return x.sum(2)
-        return self(torch.ones(1, tokens, dtype=x.dtype, device=x.device), x).squeeze(2)
+        one: Tensor = self(torch.ones(1, tokens, dtype=x.dtype, device=x.device), x)
+        return one.squeeze(2)
 
     def levels(self, x: Tensor) -> Tensor:
         """(blocks, H, levels, tokens, tokens) -> (blocks, H, tokens, tokens)."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.export import ExportedProgram
 
 from exporter import calibration, pte
 from exporter.contract import Job, ModelSpec, Spelling, Target, Written
 from exporter.models.layers import StepModel
+from exporter.passes import edge_fold, edge_views
 from runtimes.contract import Array
 from runtimes.manifest import Precision
 
@@ -67,7 +69,7 @@ def _quantised(job: Job, folder: Path) -> Written:
     kept = torch_quantise.quantise(model, job.spec, grid, job.progress, moments)
     # Decomposed, torchao's tensors are constants of their own, which can be kept in a file of their own.
     programs = {name: program.run_decompositions({}) for name, program in pte.traced(job, module=model).items()}
-    edge = pte.lowered(job, programs, _xnnpack)
+    edge = _for_xnnpack(job, programs)
     precision = Precision(QUANTISED[job.precision], "products of int8, float32 around them", kept)
     return pte.written(job, edge, folder, precision=precision, tools=("torchao",))
 
@@ -77,7 +79,12 @@ def _lowered(job: Job) -> Any:
     if job.target.name == "executorch-portable":
         # Without this, every linear copies its transposed weight at every step.
         return pte.lowered(job, programs, preserve=(torch.ops.aten.linear.default,))
-    return pte.lowered(job, programs, _xnnpack)
+    return _for_xnnpack(job, programs)
+
+
+def _for_xnnpack(job: Job, programs: Mapping[str, ExportedProgram]) -> Any:
+    """Everything but lookups in one delegate, whatever the number of tokens."""
+    return pte.lowered(job, edge_fold.folded(programs), _xnnpack, passes=(edge_views.views,))
 
 
 def _xnnpack() -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def export(job: Job, folder: Path) -> Written:
     precision = Precision(dtype, dtype, kept if job.precision == "fp16" else ())
     written = pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=("coremltools",))
     pte_coreml.make_reproducible(folder / pte.PROGRAM, pte.methods(job.prefill))
-    return written
+    return replace(written, usage={"Step it in Swift": SWIFT.format(delegate="`backend_coreml`")})
 
 
 def _partitioner(job: Job) -> Any:
@@ -76,3 +77,25 @@ def _partitioner(job: Job) -> Any:
     share = SHARE.POSITIONAL if job.options["ios"] == "18" else SHARE.DISABLED  # one package of several functions
     specs.append(CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec(share))
     return CoreMLPartitioner(compile_specs=specs)
+
+
+SWIFT = """Inputs and outputs are positional: the token ids, then the state tensors in the order listed below; the
+logits, then the new state in the same order. With ExecuTorch's Swift interface, in an app that links {delegate}:
+
+```swift
+import ExecuTorch
+
+let module = Module(filePath: "model.pte")
+var state: [Tensor<Float>] = initialState                    // filled as listed below
+var inputs: [ValueConvertible] = [Tensor<Int32>([token])]
+inputs += state as [ValueConvertible]
+let out = try module.execute("decode", inputs)
+let logits: Tensor<Float> = out[0].tensor()!
+// what comes out lies in the program's own memory, which the next call overwrites
+state = out.dropFirst().map {{ (value: Value) in
+    let tensor: Tensor<Float> = value.tensor()!
+    return Tensor<Float>(tensor.scalars(), shape: tensor.shape)
+}}
+```
+
+A method `prefill64` takes 64 ids at once, where it was exported."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
 from exporter.passes.torch_prepare import folded
+from exporter.targets.executorch_coreml import SWIFT
 from runtimes.errors import Missing
 from runtimes.manifest import Precision
 
@@ -67,7 +69,8 @@ def export(job: Job, folder: Path) -> Written:
     compiler = _compiler()
     programs = folded(pte.traced(job, ids=torch.int32))
     edge = pte.lowered(job, programs, lambda: [compiler.MLXPartitioner()])
-    return pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32)
+    written = pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32)
+    return replace(written, usage={"Step it in Swift": SWIFT.format(delegate="its MLX delegate")})
 
 
 def _installed() -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +13,8 @@ from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
 from exporter.passes.torch_prepare import folded
 from exporter.quiet import quiet
+from runtimes import openvino
 from runtimes.manifest import Kept, Precision
-from runtimes.openvino import INSTRUCTIONS, WITHOUT_BFLOAT16, keep_float32
 
 TARGETS = (
     Target(
@@ -35,7 +34,7 @@ PRECISIONS = {
 
 def missing() -> str | None:
     """The delegate compiles with the package that it runs on."""
-    return None if find_spec("openvino") else "the Python package openvino is not installed"
+    return openvino.missing()
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
@@ -44,7 +43,7 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 
 def export(job: Job, folder: Path) -> Written:
     """Lower every method to one delegate call."""
-    keep_float32()
+    openvino.keep_float32()
     programs = folded(pte.traced(job))
     with _stored(half=job.precision == "fp16"):
         edge = pte.lowered(job, programs, _partitioners)
@@ -93,7 +92,11 @@ def _stored(*, half: bool) -> Iterator[None]:
 
 
 ARITHMETIC = f"""The program computes in float32. On processors with bfloat16 instructions (Zen 4, Cooper Lake, Sapphire
-Rapids and later) OpenVINO multiplies matrices in bfloat16 all the same, which costs up to 4e-2 of a logit. To keep it
-from that, set `{INSTRUCTIONS}={WITHOUT_BFLOAT16}` in the environment before the program is loaded, as is done where it
-is validated. The delegate's data is for the version of OpenVINO that wrote it, which is among the tools in
-manifest.json."""
+Rapids and later) OpenVINO multiplies matrices in bfloat16 all the same, which costs up to 4e-2 of a logit. It does not
+where this is in the environment before the program is loaded, as it is where programs are validated:
+
+```
+{openvino.INSTRUCTIONS}={openvino.WITHOUT_BFLOAT16}
+```
+
+The delegate's data is for the version of OpenVINO that wrote it, which is among the tools in manifest.json."""

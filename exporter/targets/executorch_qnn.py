@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from torch.fx import GraphModule
 from exporter import pte
 from exporter.calibration import passage
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
+from exporter.coverage import coverage
 from exporter.passes.pt2e import quantised
-from exporter.passes.qnn_activations import keep_activations_apart
+from exporter.passes.qnn_rewrites import keep_activations_apart, outer_products_as_matmuls
 from exporter.passes.torch_prepare import folded, with_half_fills
 from exporter.quiet import quiet
 from runtimes import qnn
@@ -64,19 +65,21 @@ def export(job: Job, folder: Path) -> Written:
     with _mkldnn_kept():
         modules = {name: module_of(job, program) for name, program in programs.items()}
         edge = _lowered(job, modules, programs)
+    _require_whole(job, edge, programs)
     tools = ("torchao",) if job.precision == "16a8w" else ()
     written = pte.written(job, edge, folder, precision=PRECISIONS[job.precision], ids=torch.int32, tools=tools)
     return replace(written, tools={**written.tools, "qnn": qnn.version()})
 
 
 def module_of(job: Job, program: ExportedProgram) -> GraphModule:
-    """The method as QNN is given it: activations apart for fp16, else calibrated and with quantise operators."""
+    """The method as QNN is given it: rewritten, and for 16a8w calibrated and with quantise operators."""
     module = program.module(check_guards=False)
     if job.precision == "fp16":
         return keep_activations_apart(module)
     inputs, _ = program.example_inputs
     text = passage(job.encode)[:CALIBRATION]
     with quiet():
+        module = outer_products_as_matmuls(module)
         return quantised(module, inputs, _quantizer(job), text, job.progress)
 
 
@@ -105,9 +108,21 @@ def _lowered(job: Job, modules: Mapping[str, GraphModule], programs: Mapping[str
                 dict(modules), inputs, specs, constant_methods=pte.described(job.spec)
             )
         except (AssertionError, RuntimeError) as error:
+            said, _, _ = str(error).partition("\n")
+            message = f"QNN cannot compile {job.precision} for {job.options['soc']}: {said}"
+            raise WrongCall(message, hint="try another -O soc=...") from error
+
+
+def _require_whole(job: Job, edge: Any, methods: Iterable[str]) -> None:
+    """Operators of a quantised method that stay outside are handed integers and take them for values."""
+    for method in methods:
+        found = coverage(edge.exported_program(method))
+        if found.outside or found.delegates != {"QnnBackend": 1}:
             raise WrongCall(
-                f"QNN cannot compile {job.precision} for {job.options['soc']}: {error}", hint="try another -O soc=..."
-            ) from error
+                f"QNN takes {method} in {job.precision} as {sum(found.delegates.values())} delegates, not one; outside: "
+                f"{', '.join(found.outside) or 'nothing'}",
+                hint="try another precision, or another -O soc=...",
+            )
 
 
 def _chipset(job: Job) -> Any:

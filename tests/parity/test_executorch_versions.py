@@ -16,6 +16,7 @@ from exporter.passes.edge_fold import folded
 from exporter.passes.edge_views import views
 from exporter.quiet import quiet
 from runtimes import manifest
+from tests.conftest import untraced
 from tests.models import VERSIONS, Tensors, random_checkpoint
 from tests.oracle import Trace, errors, trace_of
 from tests.parity.stepping import rows
@@ -33,13 +34,14 @@ def weights_of(version: str) -> Tensors:
     return random_checkpoint(version, layers=layers, width=64, head_size=32, vocab=VOCAB, seed=1)
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=[version for version in VERSIONS if version != "5.1"])  # 5.0 with 5.2's gate
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A version, and its artifact for 1 and for SIZE tokens."""
     version, folder = request.param, tmp_path_factory.mktemp("version")
     torch.save(weights_of(version), folder / "model.pth")
     choices = {"targets": ["executorch-xnnpack"], "out": folder / "out", "prefill": (SIZE,)}
-    (made,) = exporter.export(folder / "model.pth", **choices)
+    with untraced():
+        (made,) = exporter.export(folder / "model.pth", **choices)
     return version, made
 
 

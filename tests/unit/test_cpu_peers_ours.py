@@ -87,7 +87,8 @@ def test_bytes_of_a_token_leave_out_what_only_lookups_read(tmp_path: Path) -> No
         numpy_helper.from_array(np.ones((4, 6), np.int8), "matrix"),
         numpy_helper.from_array(np.ones(4, np.float32), "both"),
     ]
-    outside = TensorProto(name="outside", dims=[4, 100], data_type=TensorProto.UINT8, data_location=TensorProto.EXTERNAL)
+    outside = TensorProto(name="outside", dims=[4, 100], data_type=TensorProto.UINT8)
+    outside.data_location = TensorProto.EXTERNAL
     for key, value in {"location": "data", "offset": "0", "length": "400"}.items():
         outside.external_data.add(key=key, value=value)
     nodes = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exporter.targets import executorch_openvino
-from runtimes import manifest
+from runtimes import manifest, openvino
 from runtimes.backends import pte
 from runtimes.contract import Session
 from runtimes.manifest import open_artifact
@@ -101,5 +101,15 @@ def test_bfloat16_is_forbidden_unless_the_environment_says_what_to_use(monkeypat
 
 
 def test_the_target_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executorch_openvino, "find_spec", lambda name: None)
+    monkeypatch.setattr(openvino, "find_spec", lambda name: None)
     assert executorch_openvino.missing() == "the Python package openvino is not installed"
+
+
+def test_versions_that_read_freed_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "find_spec", lambda name: name)
+    monkeypatch.setattr(openvino, "version", lambda name: "2025.4.1")
+    assert executorch_openvino.missing() is None
+    monkeypatch.setattr(openvino, "version", lambda name: "2026.0.0")
+    assert (executorch_openvino.missing() or "").startswith(
+        "openvino 2026.0.0 reads programs that ExecuTorch has freed"
+    )

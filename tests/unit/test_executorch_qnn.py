@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from exporter import pipeline
 from exporter.passes.pt2e import quantised
-from exporter.passes.qnn_activations import keep_activations_apart
+from exporter.passes.qnn_rewrites import keep_activations_apart, outer_products_as_matmuls
 from exporter.progress import silent
 from exporter.quiet import quiet
 from exporter.synth import synth
@@ -71,7 +71,8 @@ def half(checkpoint: Path) -> Iterator[Made]:
 
 @pytest.fixture(scope="module")
 def coarse(checkpoint: Path) -> Iterator[Made]:
-    yield make(checkpoint, "16a8w")
+    smaller = synth("7", layers=1, width=64, vocab=257, out=checkpoint.with_name("smaller.pth"))
+    yield make(smaller, "16a8w")
 
 
 def test_the_whole_step_is_one_delegate(half: Made) -> None:
@@ -143,6 +144,25 @@ def test_no_activation_follows_a_linear_and_each_is_what_it_was() -> None:
     assert not [node for node in apart.graph.nodes if "sig" in str(node.target) or "silu" in str(node.target)]
     for ours, theirs in zip(apart(x), before, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+class Products(nn.Module):
+    """An outer product either way round, and products that repeat one factor or none."""
+
+    def forward(self, column: Tensor, row: Tensor, matrix: Tensor) -> tuple[Tensor, ...]:
+        return column * row, row * column, matrix * row, column * matrix, matrix * matrix, matrix * 2.0
+
+
+def test_outer_products_and_nothing_else_become_matmuls() -> None:
+    given = (torch.randn(1, 2, 4, 1), torch.randn(1, 2, 1, 3), torch.randn(1, 2, 4, 3))
+    module = torch.export.export(Products(), given).module(check_guards=False)
+    before = module(*given)
+    rewritten = outer_products_as_matmuls(module)
+    targets = [node.target for node in rewritten.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.aten.matmul.default) == 2
+    assert targets.count(torch.ops.aten.mul.Tensor) == 4
+    for ours, theirs in zip(rewritten(*given), before, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 class Counter(nn.Module):

@@ -1,11 +1,11 @@
-"""Writes sigmoids and tanhs so that QNN does not fuse them into the linear before them; it changes no function."""
+"""Writes what QNN's Hexagon compiler gets wrong or refuses in other words; every rewrite is the same function."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, subgraph_rewriter
+from torch.fx import GraphModule, Node, subgraph_rewriter
 
 aten = torch.ops.aten
 
@@ -19,6 +19,24 @@ def keep_activations_apart(module: GraphModule) -> GraphModule:
     for operator, apart in ((aten.tanh.default, _tanh), (aten.silu.default, _silu), (aten.sigmoid.default, _sigmoid)):
         subgraph_rewriter.replace_pattern(module, _single(operator), apart)
     return module
+
+
+def outer_products_as_matmuls(module: GraphModule) -> GraphModule:
+    """Rewrite every a * b of (..., A, 1) and (..., 1, B) as a matmul, in place: in 16 bits QNN refuses the former."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.mul.Tensor):
+        for column, row in (node.args, node.args[::-1]):
+            if _is_outer(column, row):
+                node.target, node.args = aten.matmul.default, (column, row)
+                break
+    module.recompile()
+    return module
+
+
+def _is_outer(column: Any, row: Any) -> bool:
+    if not (isinstance(column, Node) and isinstance(row, Node)):
+        return False
+    first, second = column.meta["val"].shape, row.meta["val"].shape
+    return len(first) == len(second) > 1 and first[-1] == second[-2] == 1 < min(first[-2], second[-1])
 
 
 def _single(operator: Any) -> Any:

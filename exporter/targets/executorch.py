@@ -25,7 +25,7 @@ TARGETS = (
         runtime="pte",
         device="cpu",
         precisions={"fp32": "fp32", **QUANTISED},
-        spelling=Spelling(norm="linear", head_norm="linear", reduce="linear", contract="multiply"),
+        spelling=Spelling(norm="linear", head_norm="linear", reduce="linear", contract="multiply", block=16),
         options=(pte.WEIGHTS_OPTION, calibration.OPTION),
         prefill=True,
     ),

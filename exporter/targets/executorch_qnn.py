@@ -119,8 +119,8 @@ def _require_whole(job: Job, edge: Any, methods: Iterable[str]) -> None:
         found = coverage(edge.exported_program(method))
         if found.outside or found.delegates != {"QnnBackend": 1}:
             raise WrongCall(
-                f"QNN takes {method} in {job.precision} as {sum(found.delegates.values())} delegates, not one; outside: "
-                f"{', '.join(found.outside) or 'nothing'}",
+                f"QNN takes {method} in {job.precision} as {sum(found.delegates.values())} delegates, not one; "
+                f"outside: {', '.join(found.outside) or 'nothing'}",
                 hint="try another precision, or another -O soc=...",
             )
 

@@ -31,11 +31,10 @@ Array = np.ndarray[Any, Any]
 SMALL = {"layers": 1, "width": 64, "head_size": 32, "vocab": 101, "ffn": 160}
 SPELLING = registry.targets()["executorch-xnnpack"].spelling
 GRIDS = (Grid(8), Grid(4, 32), Grid(4, 96))
-SCALES = torch.tensor([[0.01], [1.0], [100.0], [1.0], [1.0]])  # five tokens, near and far from zero
-INPUTS = torch.randn(5, 192, generator=torch.Generator().manual_seed(1)) * SCALES + torch.tensor(
-    [[0.0], [0.0], [3.0], [50.0], [-2.0]]
-)
-TOKENS = torch.tensor([3, 49, 0, 3, 20])
+LOUDNESS, CENTRES = [0.01, 1.0, 100.0, 1.0, 1.0, 0.0], [0.0, 0.0, 3.0, 50.0, -2.0, 0.0]  # of six tokens, one silent
+INPUTS = torch.randn(6, 192, generator=torch.Generator().manual_seed(1)) * torch.tensor(LOUDNESS)[:, None]
+INPUTS += torch.tensor(CENTRES)[:, None]
+TOKENS = torch.tensor([3, 49, 0, 3, 20, 1])
 
 
 class Probe(nn.Module):
@@ -46,6 +45,8 @@ class Probe(nn.Module):
         dice = torch.Generator().manual_seed(0)
         self.source = torch.randn(50, 64, generator=dice) * torch.logspace(-2, 2, 64)
         self.matrices = [torch.randn(48, 192, generator=dice) for _ in GRIDS]
+        for matrix in self.matrices:
+            matrix[3] = 0  # an output that is nothing but its bias
         self.linears = nn.ModuleList(Linear(fixed(matrix.clone()), fixed(torch.ones(48))) for matrix in self.matrices)
         self.table = torch_tables.rounded(self.source)
         for grid, linear in zip(GRIDS, self.linears, strict=True):
@@ -91,6 +92,7 @@ def rounded_activations(x: Array) -> tuple[Array, Array]:
     """Per token to 8 bits between the least and the largest value, zero included; the values and a step of each."""
     low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
     steps = (high - low) / np.float32(255)
+    steps[steps == 0] = 1
     zero = np.rint(-128 - low / steps)
     return (np.clip(np.rint(x / steps) + zero, -128, 127) - zero) * steps, steps
 
@@ -118,14 +120,14 @@ def test_weights_are_the_nearest_steps_of_their_scales(probe: Probe, index: int)
     off = np.abs(values - np.clip(matrix / scales, -most, most - 1))
     assert off.max() < (0.501 if grid.group is None else 0.54)  # torchao divides by groups' scales in bfloat16
     groups = matrix.reshape(48, -1, grid.group or 192)
-    largest = (np.abs(groups).max(2) / (most - 0.5)).repeat(groups.shape[2], axis=1)
+    largest = np.maximum(np.abs(groups).max(2) / (most - 0.5), 1e-30).repeat(groups.shape[2], axis=1)
     plain = np.clip(np.rint(matrix / largest), -most, most - 1) * largest
     assert np.square(values * scales - matrix).sum() <= 1.001 * np.square(plain - matrix).sum()
 
 
 def test_rows_are_within_half_a_step_of_the_table(ran: Sequence[Array], probe: Probe) -> None:
     source = probe.source[TOKENS].numpy()
-    steps = np.abs(source.reshape(5, -1, torch_tables.GROUP)).max(2).repeat(torch_tables.GROUP, axis=1) / 127
+    steps = np.abs(source.reshape(len(TOKENS), -1, torch_tables.GROUP)).max(2).repeat(torch_tables.GROUP, axis=1) / 127
     assert (np.abs(ran[0] - source) <= 0.5 * steps * (1 + 2**-9) + 127 * steps * 2**-11).all()
     assert (ran[0] == probe.table(TOKENS).numpy()).all()
 

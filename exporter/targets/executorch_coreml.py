@@ -13,7 +13,7 @@ import torch
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.passes import pte_coreml
-from exporter.passes.torch_prepare import with_half_fills
+from exporter.passes.torch_prepare import folded, with_half_fills
 from runtimes.manifest import Kept, Precision
 
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
@@ -54,7 +54,8 @@ def export(job: Job, folder: Path) -> Written:
     """Lower the step to a program whose methods are one call of a Core ML model each."""
     if job.precision == "fp16":
         job = with_half_fills(job)
-    edge = pte.lowered(job, pte.traced(job, ids=torch.int32), lambda: [_partitioner(job)])
+    programs = folded(pte.traced(job, ids=torch.int32))
+    edge = pte.lowered(job, programs, lambda: [_partitioner(job)])
     dtype = "float16" if job.precision == "fp16" else "float32"
     kept = (Kept("token ids, and state between calls", "int32, float32", "the program's own types"),)
     precision = Precision(dtype, dtype, kept if job.precision == "fp16" else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from runtimes.contract import Array
 from runtimes.errors import BadArtifact, CheckFailed, Missing, WrongCall
 from runtimes.pte_ports import TYPES, Port
 from runtimes.pte_runner import build
+from runtimes.pte_wheel import standard_error_to
 
 ROOM = 1024  # bytes of a reason, as library.cpp has it
 REFUSED = {2: BadArtifact, 3: Missing}
@@ -93,4 +95,6 @@ def _library() -> Any:
     loaded = ctypes.CDLL(str(build.library()))
     loaded.rwkv_threads.restype = loaded.rwkv_states.restype = ctypes.c_uint64
     loaded.rwkv_close.restype = None
+    with tempfile.TemporaryFile() as log, standard_error_to(log):
+        loaded.rwkv_threads()  # the runtime says where its messages went until now
     return loaded

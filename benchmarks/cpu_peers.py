@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--presets",
         type=names(PAIRS),
         default="int8,int4",
-        help="our precisions, by commas (int8,int4); also fp16, int4-b128, int4-int8",
+        help="our precisions, by commas (int8,int4); also fp32, fp16, int4-b128, int4-int8",
     )
     add("--prompt", type=numbers(LONGEST), default="64,256,512", help="lengths of prompts, by commas (64,256,512)")
     add("--tokens", type=count(LONGEST), default="48", help="tokens decoded in a round (48)")

@@ -16,6 +16,7 @@ from exporter import graph, ports
 from exporter.contract import Job, ModelSpec, Option, Written
 from exporter.coverage import coverage
 from exporter.quiet import quiet
+from exporter.unburdened import unburdened
 from runtimes.manifest import Graph, Precision
 
 PROGRAM = "model.pte"
@@ -72,7 +73,7 @@ def lowered(
     """
     if job.options.get("weights") == "separate":
         programs = {name: _tagged(program) for name, program in programs.items()}
-    with job.progress("lowering to ExecuTorch"), quiet():
+    with job.progress("lowering to ExecuTorch"), quiet(), unburdened():
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower  # prints when it is imported
 
         config = EdgeCompileConfig(preserve_ops=list(preserve), _check_ir_validity=check)
@@ -125,7 +126,7 @@ def written(
     """
     sizes = methods(job.prefill)
     taken = {name: coverage(edge.exported_program(name)) for name in sizes}
-    with job.progress(f"writing {PROGRAM}"), quiet():
+    with job.progress(f"writing {PROGRAM}"), quiet(), unburdened():
         _save(edge, folder, separate=job.options.get("weights") == "separate")
     named = ports.own(job.spec)
     kind = str(ids).removeprefix("torch.")

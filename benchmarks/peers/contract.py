@@ -39,7 +39,7 @@ XNNPACK = partial(
 MINE = {OURS: ONNX("ort:cpu"), FUSED: ONNX("ort:cpu-fused"), PTE: XNNPACK("pte:cpu"), DIRECT: XNNPACK("pte:cpu-direct")}
 """Our engines: two artifacts, each in two places."""
 
-PAIRS = {"fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "int4-b128": "Q4_0", "int4-int8": "Q4_0"}
+PAIRS = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0", "int4-b128": "Q4_0", "int4-int8": "Q4_0"}
 """Our precisions and the formats of about as many bits they are compared with; b128 has a scale for 128 weights where
 Q4_0 has one for 32."""
 
@@ -48,6 +48,9 @@ EQUALS = PAIRS | {name: PAIRS[preset] for own in MINE.values() for preset, name 
 
 EXACT = "F16"
 """The format by which a peer's conversion of the model is judged, before anything is quantised."""
+
+UNQUANTISED = ("fp32", "fp16", "F32", EXACT)
+"""Whose logits are the reference's but for rounding."""
 
 
 def called(engine: str, preset: str) -> str:

@@ -1,6 +1,6 @@
 // Quantises a GGUF file with libllama, or serves one over stdin and stdout; knows nothing of tokenizers or sampling.
 //
-//   llama_driver quantise IN.gguf OUT.gguf Q8_0|Q4_0
+//   llama_driver quantise IN.gguf OUT.gguf F32|Q8_0|Q4_0
 //   llama_driver serve MODEL.gguf THREADS        requests and answers: see protocol.py
 
 #include <algorithm>
@@ -152,6 +152,7 @@ int serve(const std::string & path, int threads) {
 
 int quantise(const char * source, const char * destination, const std::string & type) {
     const std::map<std::string, llama_ftype> types = {
+        {"F32", LLAMA_FTYPE_ALL_F32},
         {"Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},
         {"Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},
     };

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from exporter.model import reference_session
-from peers.contract import EXACT, Conversion, Kind, Prepared, Row, called
+from peers.contract import EXACT, UNQUANTISED, Conversion, Kind, Prepared, Row, called
 from peers.protocol import MODES, Engine, environment, resident, tokens
 from peers.rwkvcpp import worker_environment
 from runtimes.contract import Array
@@ -86,7 +86,7 @@ class Competitor:
         command = self.kind.command(self.prepared.path, setting.threads)
         self.engine = Engine(self.title, command, env=env, log=log)
         self.errors = {mode: self._error(self.engine, mode, setting) for mode in MODES}
-        allowed = CLOSE if self.precision in {EXACT, "fp16"} else UNRELATED
+        allowed = CLOSE if self.precision in UNQUANTISED else UNRELATED
         worst = max(self.errors.values())
         if not worst <= allowed:  # NaN is not
             raise CheckFailed(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runtimes.mil import from_pte
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 
 
 def make_reproducible(path: Path, methods: Iterable[str]) -> None:

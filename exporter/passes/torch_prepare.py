@@ -1,4 +1,4 @@
-"""Prepares programs for delegates: fills that fit, constants computed beforehand, absent operators respelled."""
+"""Prepares programs for delegates: fills that fit, absent operators respelled."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ def with_half_fills(job: Job) -> Job:
     """The job with float32 states whose fills are finite where a delegate rounds them to float16."""
     state = tuple(replace(tensor, fill=tensor.stored_as("float16").fill) for tensor in job.spec.state)
     return replace(job, spec=replace(job.spec, state=state))
-
-
-def folded(programs: Mapping[str, ExportedProgram]) -> dict[str, ExportedProgram]:
-    """The programs with everything that depends on constants alone, such as the masks of a block, as a constant."""
-    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
-
-    return {name: constant_prop_pass(program) for name, program in programs.items()}
 
 
 def for_vulkan(programs: Mapping[str, ExportedProgram]) -> dict[str, ExportedProgram]:

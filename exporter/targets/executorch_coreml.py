@@ -13,7 +13,8 @@ import torch
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.passes import pte_coreml
-from exporter.passes.torch_prepare import folded, with_half_fills
+from exporter.passes.edge_fold import folded
+from exporter.passes.torch_prepare import with_half_fills
 from runtimes.manifest import Kept, Precision
 
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
-from exporter.passes.torch_prepare import folded
+from exporter.passes.edge_fold import folded
 from exporter.quiet import quiet
 from runtimes import openvino
 from runtimes.manifest import Kept, Precision

@@ -16,9 +16,10 @@ from exporter import pte
 from exporter.calibration import passage
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.coverage import coverage
+from exporter.passes.edge_fold import folded
 from exporter.passes.pt2e import quantised
 from exporter.passes.qnn_rewrites import keep_activations_apart, outer_products_as_matmuls
-from exporter.passes.torch_prepare import folded, with_half_fills
+from exporter.passes.torch_prepare import with_half_fills
 from exporter.quiet import quiet
 from runtimes import qnn
 from runtimes.errors import WrongCall

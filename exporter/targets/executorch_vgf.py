@@ -14,7 +14,7 @@ import torch
 
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
-from exporter.passes.torch_prepare import folded
+from exporter.passes.edge_fold import folded
 from runtimes.manifest import Precision
 
 TARGETS = (

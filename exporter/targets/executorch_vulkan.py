@@ -10,7 +10,8 @@ import torch
 
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Spelling, Target, Written
-from exporter.passes.torch_prepare import folded, for_vulkan, with_half_fills
+from exporter.passes.edge_fold import folded
+from exporter.passes.torch_prepare import for_vulkan, with_half_fills
 from runtimes.manifest import Kept, Precision
 
 TARGETS = (

@@ -10,7 +10,8 @@ import torch
 
 from exporter import pte
 from exporter.contract import Job, ModelSpec, Target, Written
-from exporter.passes.torch_prepare import folded, for_vulkan
+from exporter.passes.edge_fold import folded
+from exporter.passes.torch_prepare import for_vulkan
 from runtimes.manifest import Precision
 
 TARGETS = (

@@ -21,7 +21,7 @@ from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
 from runtimes.mil.program import Function
 from runtimes.mil.types import TensorType, differences
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 from runtimes.session import Tensors, explicit_session
 
 READS = (".mlpackage", ".pte")

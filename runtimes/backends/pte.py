@@ -11,15 +11,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from runtimes import pte_plan, pte_ports, pte_profile, pte_wheel, qnn
+from runtimes import qnn
 from runtimes.buffers import Pool
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import Missing, RwkvExportError
 from runtimes.huge_pages import huge_pages
 from runtimes.manifest import Graph, Manifest
 from runtimes.profile import Profile, decode
-from runtimes.pte_ports import Port
-from runtimes.pte_runner import build, direct
+from runtimes.pte import plan, ports, wheel
+from runtimes.pte import profile as profiling
+from runtimes.pte.ports import Port
+from runtimes.pte.runner import build, direct
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".pte",)
@@ -50,7 +52,7 @@ def missing(device: str) -> str | None:
         return qnn.missing()
     if device == "openvino" and find_spec("openvino") is None:
         return "the Python package openvino is not installed"
-    if device in DELEGATES and DELEGATES[device] not in pte_wheel.delegates():
+    if device in DELEGATES and DELEGATES[device] not in wheel.delegates():
         return f"this executorch was built without the delegate {DELEGATES[device]}"
     return None
 
@@ -58,7 +60,7 @@ def missing(device: str) -> str | None:
 def open_session(artifact: Artifact, device: str) -> Session:
     """Load every method of the artifact; raises BadArtifact where ExecuTorch refuses one, Missing for its delegate."""
     manifest, pool = artifact.manifest, Pool([tensor.spec() for tensor in artifact.manifest.state])
-    calls = {file: pte_plan.calls(artifact.folder / file) for file in {graph.file for graph in manifest.graphs}}
+    calls = {file: plan.calls(artifact.folder / file) for file in {graph.file for graph in manifest.graphs}}
     programs: dict[str, _Program] = {}
 
     def close() -> None:
@@ -82,17 +84,17 @@ def profile(artifact: Artifact, device: str, steps: int) -> Profile:
         raise Missing(f"no profile for pte:{DIRECT}: it runs without an event tracer", hint="profile pte:cpu")
     manifest = artifact.manifest
     graph = next(graph for graph in manifest.graphs if graph.tokens == 1)
-    names = pte_plan.instructions(artifact.folder / graph.file)
+    names = plan.instructions(artifact.folder / graph.file)
     calls = {method: Counter(called.values()) for method, called in names.items()}
-    program = pte_wheel.Program(*_files(artifact, graph.file, calls, device), traced=True)
+    program = wheel.Program(*_files(artifact, graph.file, calls, device), traced=True)
     run = _runner(program, graph, manifest, Pool([tensor.spec() for tensor in manifest.state]))
     with closing(explicit_session(artifact, {1: run}, lambda: Placement("pte", "pte"), program.close)) as session:
         seconds = decode(session, steps)
-        return pte_profile.read(program.program, names[_name(graph)], seconds)
+        return profiling.read(program.program, names[_name(graph)], seconds)
 
 
 class _Method(Protocol):
-    """ports: as pte_ports.check takes them."""
+    """ports: as ports.check takes them."""
 
     ports: list[Port]
 
@@ -105,7 +107,7 @@ class _Program(Protocol):
 
 
 def _open(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device: str) -> _Program:
-    opened = direct.Program if device == DIRECT else pte_wheel.Program
+    opened = direct.Program if device == DIRECT else wheel.Program
     return opened(*_files(artifact, file, calls, device))
 
 
@@ -113,7 +115,7 @@ def _files(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device
     """The program and its weights where those are separate; raises Missing where the device lacks a delegate."""
     if device == EMULATOR:
         qnn.prepare_emulator(artifact.manifest)
-    able = {ON_CPU} if device == DIRECT else pte_wheel.delegates()
+    able = {ON_CPU} if device == DIRECT else wheel.delegates()
     if lacking := sorted({name for each in calls.values() for name in _delegates(each)} - able):
         raise Missing(f"{file} needs the delegate {lacking[0]}, which pte:{device} does not have")
     weights = Path(file).with_suffix(".ptd").as_posix()
@@ -123,7 +125,7 @@ def _files(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device
 
 def _runner(program: _Program, graph: Graph, manifest: Manifest, pool: Pool) -> Run:
     method = program.method(_name(graph))
-    pte_ports.check(method.ports, graph, manifest)
+    ports.check(method.ports, graph, manifest)
     logits_type = method.ports[1].dtype
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from runtimes import pte_ports
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact
 from runtimes.manifest import Graph, Manifest
-from runtimes.pte_ports import TYPES, Port
-from runtimes.pte_program import Program
+from runtimes.pte import ports
+from runtimes.pte.ports import TYPES, Port
+from runtimes.pte.program import Program
 from runtimes.session import Tensors, explicit_session
 
 READS = (".pte",)
@@ -69,17 +69,10 @@ class _Call:
 def _call(program: Program, graph: Graph, manifest: Manifest) -> _Call:
     """The one call that the graph's method consists of, its ports checked against the manifest."""
     method = graph.function or "forward"
-    plan, calls = program.plan(method), program.calls(method)
-    if calls != {DELEGATE: 1} or len(plan.chains[0].instructions) != 1:
-        steps = ", ".join(f"{count} x {name}" for name, count in calls.items())
-        raise BadArtifact(
-            f"method {method} is not one call of a TOSA graph but {steps or 'nothing that runs'}",
-            hint="only programs that TOSA takes as a whole can run on its reference model",
-        )
+    plan, values = program.plan(method), program.arguments(method, DELEGATE)
     inputs, outputs = list(plan.inputs), list(plan.outputs)
-    ports = [_port(plan.values[number]) for number in (inputs[0], outputs[0], *inputs[1:])]
-    pte_ports.check(ports, graph, manifest)
-    values = list(plan.chains[0].instructions[0].instr_args.args)
+    found = [_port(plan.values[number]) for number in (inputs[0], outputs[0], *inputs[1:])]
+    ports.check(found, graph, manifest)
     taken, made = values[: -len(outputs)], values[-len(outputs) :]
     if not set(taken) <= set(inputs) or set(made) != set(outputs):
         raise BadArtifact(f"method {method} passes its TOSA graph more than the method's own tensors")

@@ -14,7 +14,7 @@ from typing import Any
 
 from runtimes.errors import BadArtifact
 from runtimes.mil.types import TensorType
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 
 DELEGATE = "CoreMLBackend"
 PACKAGE = "model.mlpackage"
@@ -48,17 +48,9 @@ class Call:
 
 def call(program: Program, method: str) -> Call:
     """The one call that `method` consists of; raises BadArtifact where there is more to it, or something else."""
-    plan, calls = program.plan(method), program.calls(method)
-    instructions = plan.chains[0].instructions
-    if calls != {DELEGATE: 1} or len(instructions) != 1:
-        steps = ", ".join(f"{count} x {name}" for name, count in calls.items())
-        raise BadArtifact(
-            f"method {method} is not one call of a Core ML model but {steps or 'nothing that runs'}",
-            hint="only programs that Core ML takes as a whole can be interpreted",
-        )
+    plan, values = program.plan(method), program.arguments(method, DELEGATE)
     data, function = _resolved(program, method)
     taken, given = _names(data, method if function else None)
-    values = instructions[0].instr_args.args
     if len(values) != len(taken) + len(given):
         raise BadArtifact(f"method {method} passes {len(values)} values to a model of {len(taken)} + {len(given)}")
     ports = _Ports(plan.values, dict(zip(values, [*taken, *given], strict=True)))

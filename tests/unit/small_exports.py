@@ -13,7 +13,7 @@ import torch
 from exporter import export
 from runtimes import manifest
 from runtimes.contract import Artifact, Session
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 from tests.models import random_checkpoint
 from tests.oracle import Trace, trace_of
 from tests.parity.stepping import StepModule, rows

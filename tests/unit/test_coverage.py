@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exporter.coverage import coverage
 from exporter.quiet import quiet
 from runtimes.errors import BadArtifact
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 
 
 class Small(nn.Module):

@@ -25,7 +25,7 @@ from runtimes.errors import BadArtifact, Missing
 from runtimes.manifest import open_artifact
 from runtimes.mil import from_pte
 from runtimes.mil.package import Package
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 from tests.oracle import trace_of
 from tests.unit.small_exports import TOKENS, assert_whole, exported, in_chunks, in_torch, stepping
 
@@ -144,7 +144,7 @@ def test_a_program_without_core_ml_is_refused_with_its_operators(tmp_path: Path)
     with quiet():
         program = torch.export.export(Sines(), (torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4)))
         (tmp_path / "model.pte").write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
-    with pytest.raises(BadArtifact, match=r"not one call of a Core ML model but .*1 x aten::sin"):
+    with pytest.raises(BadArtifact, match=r"not one call of CoreMLBackend but .*1 x aten::sin"):
         from_pte.call(Program(tmp_path / "model.pte"), "forward")
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from exporter import registry
-from exporter.passes import torch_prepare
+from exporter.passes import edge_fold, torch_prepare
 from exporter.quiet import quiet
 from exporter.targets import executorch_vgf, executorch_vulkan, executorch_webgpu
 from runtimes import manifest
 from runtimes.contract import HALF_FILL
-from runtimes.pte_program import Program
+from runtimes.pte.program import Program
 from tests.parity.stepping import StepModule
 from tests.requirements import require
 from tests.unit.small_exports import assert_whole, checkpoint, exported
@@ -74,7 +74,7 @@ def test_prepared_programs_compute_the_same(version: str, tokens: int, absent: s
     with quiet(), torch.no_grad():
         program = torch.export.export(model.module.eval(), given, strict=False)
         assert any(name.startswith(absent) for name in operators(program))
-        prepared = torch_prepare.folded(torch_prepare.for_vulkan({"decode": program}))["decode"]
+        prepared = edge_fold.folded(torch_prepare.for_vulkan({"decode": program}))["decode"]
         assert not any(name.startswith(absent) for name in operators(prepared))
         for one, other in zip(prepared.module()(*given), model.module(*given), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)

@@ -74,7 +74,7 @@ def test_states_taken_for_each_other_are_noticed(older: Path) -> None:
 
 
 def test_a_program_of_another_delegate_is_refused_with_what_it_calls(tmp_path: Path) -> None:
-    with pytest.raises(BadArtifact, match=r"is not one call of a TOSA graph but .*1 x XnnpackBackend"):
+    with pytest.raises(BadArtifact, match=r"is not one call of TOSABackend but .*1 x XnnpackBackend"):
         tosa.open_session(small_pte.write(tmp_path), "reference")
 
 

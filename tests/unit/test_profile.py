@@ -16,11 +16,12 @@ from executorch.exir import to_edge_transform_and_lower
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.quiet import quiet
-from runtimes import manifest, ort_profile, pte_profile
+from runtimes import manifest, ort_profile
 from runtimes.backends import pte
 from runtimes.contract import Artifact
 from runtimes.errors import Missing, WrongCall
 from runtimes.profile import QUICKEST, STEPS, Event, Profile, Side, profile, summarise
+from runtimes.pte import profile as pte_profile
 from rwkv_export import tables
 from tests.unit import small_pte
 from validation import measure, outcome

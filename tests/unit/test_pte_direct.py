@@ -9,7 +9,7 @@ import pytest
 from runtimes import compiling
 from runtimes.backends import pte
 from runtimes.errors import Missing
-from runtimes.pte_runner import build
+from runtimes.pte.runner import build
 
 compiled = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 

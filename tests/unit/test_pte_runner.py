@@ -19,18 +19,18 @@ from executorch.exir.passes import MemoryPlanningPass
 
 from exporter import registry
 from exporter.quiet import quiet
-from runtimes import pte_runner
 from runtimes.backends import pte
 from runtimes.contract import Array
 from runtimes.errors import CheckFailed, WrongCall
 from runtimes.manifest import open_artifact
-from runtimes.pte_runner import results
-from runtimes.pte_runner.results import Agreement, Told
+from runtimes.pte import runner
+from runtimes.pte.runner import results
+from runtimes.pte.runner.results import Agreement, Told
 from tests.conftest import Exports
 from tests.requirements import require
 from validation.tolerances import bound
 
-BUILD = Path(pte_runner.__file__).with_name("cross-build.sh")
+BUILD = Path(runner.__file__).with_name("cross-build.sh")
 QEMU = "qemu-aarch64-static"
 CPUS = ("cortex-a53", "cortex-a76", "max")  # NEON; with dot products; SVE2 and int8 matrix products
 XNNPACK = "executorch-xnnpack"

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from runtimes import manifest, pte_plan, threads
+from runtimes import manifest, threads
 from runtimes.backends import pte
 from runtimes.contract import Array, Artifact, Session, State
 from runtimes.errors import BadArtifact, Missing, WrongCall
-from runtimes.pte_program import Program
-from runtimes.pte_runner import build
-from runtimes.pte_wheel import bindings
+from runtimes.pte import plan
+from runtimes.pte.program import Program
+from runtimes.pte.runner import build
+from runtimes.pte.wheel import bindings
 from tests.unit import small_pte
 
 DIRECT = pytest.param("cpu-direct", marks=pytest.mark.skipif(build.missing() is not None, reason=str(build.missing())))
@@ -184,7 +185,7 @@ def test_a_place_is_not_reported_without_its_delegate(artifact: Artifact) -> Non
 
 def test_calls_are_those_that_executorch_reads(artifact: Artifact) -> None:
     path = artifact.folder / "model.pte"
-    found, parsed = pte_plan.calls(path), Program(path)
+    found, parsed = plan.calls(path), Program(path)
     assert set(found) == set(small_pte.METHODS)
     for method, calls in found.items():
         assert calls == parsed.calls(method)

@@ -39,6 +39,20 @@ class Program:
                 calls[plan.operators[call.op_index].name] += 1
         return calls
 
+    def arguments(self, method: str, delegate: str) -> list[int]:
+        """The numbers of the values that the one call which a method consists of passes, inputs first.
+
+        Raises BadArtifact where the method does anything else than to call this delegate once.
+        """
+        calls, instructions = self.calls(method), self.plan(method).chains[0].instructions
+        if calls != {delegate: 1} or len(instructions) != 1:
+            steps = ", ".join(f"{count} x {name}" for name, count in calls.items())
+            raise BadArtifact(
+                f"method {method} is not one call of {delegate} but {steps or 'nothing that runs'}",
+                hint="only programs that the delegate takes as a whole can be followed into it",
+            )
+        return list(instructions[0].instr_args.args)
+
     def blob(self, method: str, delegate: int = 0) -> bytes:
         """What a delegate's compiler wrote for its call number `delegate` of a method."""
         found = self.plan(method).delegates[delegate].processed

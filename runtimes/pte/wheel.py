@@ -14,11 +14,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from runtimes import pte_threads
 from runtimes.contract import Array
 from runtimes.errors import BadArtifact, WrongCall
-from runtimes.pte_ports import TYPES, Port
-from runtimes.pte_runner.build import folder
+from runtimes.pte import threads as pool
+from runtimes.pte.ports import TYPES, Port
+from runtimes.pte.runner.build import folder
 
 QUANTIZED = "libexecutorch_kernels_quantized.so"
 """Kernels that the bindings come without: rows of quantised embedding tables."""
@@ -32,13 +32,13 @@ class Program:
         with _told_if_it_fails(path):
             library = bindings()
             have = library._threadpool_get_thread_count()
-            if (wanted := pte_threads.agreed(have)) != have:
+            if (wanted := pool.agreed(have)) != have:
                 library._unsafe_reset_threadpool(wanted)
             data = str(weights) if weights else None
             self._program = library._load_program(
                 str(path), enable_etdump=traced, data_path=data, program_verification=library.Verification.Minimal
             )
-        pte_threads.hold(self)
+        pool.hold(self)
 
     def method(self, name: str) -> Method:
         """The method, its weights packed for this processor; raises BadArtifact."""
@@ -63,7 +63,7 @@ class Program:
         """Give back its memory; its methods are gone with it."""
         self._methods.clear()
         self._program = None
-        pte_threads.release(self)
+        pool.release(self)
 
 
 class Method:

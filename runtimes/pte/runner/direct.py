@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runtimes import pte_threads
 from runtimes.contract import Array
 from runtimes.errors import BadArtifact, CheckFailed, Missing, WrongCall
-from runtimes.pte_ports import TYPES, Port
-from runtimes.pte_runner import build
-from runtimes.pte_wheel import standard_error_to
+from runtimes.pte import threads as pool
+from runtimes.pte.ports import TYPES, Port
+from runtimes.pte.runner import build
+from runtimes.pte.wheel import standard_error_to
 
 ROOM = 1024  # bytes of a reason, as library.cpp has it
 REFUSED = {2: BadArtifact, 3: Missing}
@@ -25,11 +25,11 @@ class Program:
 
     def __init__(self, path: Path, weights: Path | None) -> None:
         self._library = _library()
-        threads = pte_threads.agreed(self._library.rwkv_threads())
+        threads = pool.agreed(self._library.rwkv_threads())
         self._handle = ctypes.c_void_p()
         data = str(weights).encode() if weights else b""
         self.call("rwkv_open", str(path).encode(), data, ctypes.c_uint32(threads), ctypes.byref(self._handle))
-        pte_threads.hold(self)
+        pool.hold(self)
 
     def method(self, name: str) -> Method:
         """The method, its weights packed for this processor; raises BadArtifact, or Missing without its delegate."""
@@ -55,7 +55,7 @@ class Program:
         if self._handle:
             self._library.rwkv_close(self._handle)
             self._handle = ctypes.c_void_p()
-        pte_threads.release(self)
+        pool.release(self)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

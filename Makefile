@@ -16,7 +16,7 @@ test: $(INSTALLED)  ## style, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PACKAGES:%=--cov=%)
+	OMP_NUM_THREADS=1 RWKV_EXPORT_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PACKAGES:%=--cov=%)
 
 install: $(INSTALLED)  ## install into .venv
 

@@ -25,11 +25,11 @@ def _row(row: Parity, results: Results) -> str:
     if free is None:
         return f"| `{identity.target}` | {identity.precision} | | {row.outcome} | | | | |"
     timed = [latency.decode for latency in results.latency if latency.identity == identity and latency.decode]
-    interpreted = identity.evidence == "interpreted"
+    aside = "" if identity.evidence == "run" else f", {identity.evidence}"
     texts = [text.reading.kl_mean for text in results.quality if text.identity == identity and text.reading]
     text = f"{texts[0]:.1e}" if texts else ""
-    speed = f"{timed[0].median_ms:.2f} ms" if timed and not interpreted else ""
-    place = f"{identity.observed}{', interpreted' if interpreted else ''}"
+    speed = f"{timed[0].median_ms:.2f} ms" if timed and not aside else ""
+    place = identity.observed + aside
     return (
         f"| `{identity.target}` | {identity.precision} | {place} | {row.outcome} | {free.worst:.1e} "
         f"| {max(free.kl):.1e} | {text} | {speed} |"

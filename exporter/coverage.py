@@ -57,14 +57,15 @@ def _delegated(program: Any) -> Iterator[Any]:
 
 def _count(program: Any, tally: Tally) -> None:
     """Add one graph's operators, and the constants that one of them reads."""
+    constants = _constants(program)
     for node in program.graph_module.graph.nodes:
         if node.op != "call_function" or _name(node) in PLUMBING:
             continue
         tally.operators[_name(node)] += 1
         tally.macs += _macs(node)
         for given in node.all_input_nodes:
-            if size := _constant_bytes(program, given):
-                tally.weights[given.name] = size
+            if given.name in constants:
+                tally.weights[given.name] = constants[given.name]
 
 
 def _name(node: Node) -> str:
@@ -88,15 +89,13 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _constant_bytes(program: Any, node: Node) -> int:
-    """Size of the parameter, buffer or constant that a placeholder stands for; 0 for anything else."""
+def _constants(program: Any) -> dict[str, int]:
+    """Size of each parameter, buffer and constant of a graph, by the name of its placeholder."""
     signature = program.graph_signature
-    names = (
-        signature.inputs_to_parameters.get(node.name)
-        or signature.inputs_to_buffers.get(node.name)
-        or signature.inputs_to_lifted_tensor_constants.get(node.name)
-    )
-    if node.op != "placeholder" or not names:
-        return 0
-    value = node.meta["val"]
-    return int(value.numel() * value.element_size())
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    held = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return {node.name: int(node.meta["val"].numel() * node.meta["val"].element_size()) for node in held}

@@ -60,9 +60,10 @@ class Program:
         return self._program
 
     def close(self) -> None:
-        """Give back its memory; its methods are gone with it."""
-        self._methods.clear()
-        self._program = None
+        """Give back its memory; its methods are gone with it. What delegates say when they go is not told."""
+        with tempfile.TemporaryFile() as log, standard_error_to(log):
+            self._methods.clear()
+            self._program = None
         pool.release(self)
 
 

@@ -11,7 +11,8 @@ from rwkv_export.options import Artifacts, JsonFile, On, Quiet
 
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
 Threads = Annotated[
-    int, typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime; 0: as many as fit.")
+    int,
+    typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime or ExecuTorch; 0: as many as fit."),
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
 Profile = Annotated[

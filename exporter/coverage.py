@@ -65,7 +65,7 @@ def _count(program: Any, tally: Tally) -> None:
         tally.macs += _macs(node)
         for given in node.all_input_nodes:
             if given.name in constants:
-                tally.weights[given.name] = constants[given.name]
+                tally.weights[given.name] = constants[given.name] // _values_in_a_byte(node, given)
 
 
 def _name(node: Node) -> str:
@@ -87,6 +87,14 @@ def _macs(node: Node) -> int:
 
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
+
+
+def _values_in_a_byte(node: Node, weight: Node) -> int:
+    """2 where a weight of 4 bits is dequantised, which the graph holds in bytes and the program in halves of them."""
+    if not _name(node).endswith("dequantize_affine") or weight is not node.args[0]:
+        return 1
+    least, largest = (int(str(limit)) for limit in node.args[5:7])
+    return 2 if largest - least < 16 else 1
 
 
 def _constants(program: Any) -> dict[str, int]:

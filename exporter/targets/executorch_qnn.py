@@ -55,7 +55,13 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """Every combination works."""
+    """Between -60000 and a few, as RWKV-4's largest exponent starts, 16 bits leave no step for anything small."""
+    wide = [tensor for tensor in spec.state if tensor.fill]
+    if precision == "16a8w" and wide:
+        raise WrongCall(
+            f"16a8w cannot hold {wide[0].name}, which starts at {wide[0].fill:g}, in 65536 even steps",
+            hint="-p fp16",
+        )
 
 
 def export(job: Job, folder: Path) -> Written:

@@ -181,9 +181,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize(("name", "script"), [("matrix", "matrix.py"), ("peers", "peers_table.py")])
-def test_a_table_of_the_readme_is_that_of_a_recorded_run(name: str, script: str) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "name", "script"),
+    [
+        ("README.md", "matrix", "matrix.py"),
+        ("README.md", "choice", "choice_table.py"),
+        ("benchmarks/README.md", "peers", "peers_table.py"),
+    ],
+)
+def test_a_table_of_figures_is_that_of_a_recorded_run(page: str, name: str, script: str) -> None:
+    readme = (ROOT / page).read_text(encoding="utf-8")
     source, shown = re.search(rf"<!-- {name}: (\S+) -->\n(.*?)\n<!-- end of {name} -->", readme, re.DOTALL).groups()
     command = [sys.executable, ROOT / "benchmarks" / script, ROOT / source]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

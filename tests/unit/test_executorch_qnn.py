@@ -25,7 +25,7 @@ from exporter.targets import executorch_qnn
 from runtimes import manifest, qnn
 from runtimes.backends import pte
 from runtimes.contract import Artifact
-from runtimes.errors import Missing
+from runtimes.errors import Missing, WrongCall
 from runtimes.qnn import device
 from tests.requirements import require
 from validation.outcome import Outcome, Parity
@@ -112,6 +112,14 @@ def test_the_emulator_computes_what_the_quantised_module_says(coarse: Made) -> N
         for got, expected in zip(session.read_state(state).values(), new, strict=True):
             np.testing.assert_allclose(got, expected.numpy(), atol=2e-2)
     session.close()
+
+
+def test_a_state_with_a_huge_fill_is_refused_in_sixteen_bits(tmp_path: Path) -> None:
+    require("qnn", qnn.missing())
+    path = synth("4", layers=1, width=64, vocab=257, out=tmp_path / "four.pth")
+    with pytest.raises(WrongCall, match=r"16a8w cannot hold blocks\.0\.att\.pp, which starts at -1e\+38"):
+        pipeline.export(path, targets=["executorch-qnn"], precision="16a8w", out=tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_every_processor_is_one_that_the_toolchain_knows() -> None:

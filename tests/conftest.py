@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.models import random_checkpoint
 
 AWKWARD = {"layers": 2, "width": 96, "head_size": 32, "vocab": 101, "ffn": 232}  # 3 heads; nothing a power of two
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # that a machine is busy is no failure
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,13 +167,23 @@ def _attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str
     try:
         return run()
     except Missing as error:
-        compiled = case.coverage is not None and case.coverage.delegates
-        return row(case, Outcome.COMPILED if compiled else Outcome.MISSING, _sentence(error))
+        return row(case, Outcome.COMPILED if _only_compiled(case) else Outcome.MISSING, _sentence(error))
     except CheckFailed as error:
         return row(case, Outcome.FAIL, _sentence(error))
     except Exception as error:  # whatever a backend raises is a row, so that the other rows are not lost
         logger.debug("%s on %s", case.folder, case.place, exc_info=True)
         return row(case, Outcome.ERROR, _sentence(error))
+
+
+def _only_compiled(case: Case) -> bool:
+    """Whether a delegate's compiler made the artifact, and this machine lacks the device for it."""
+    if case.coverage is None or not case.coverage.delegates:
+        return False
+    try:
+        registry.require(case.place)
+    except Missing:
+        return True
+    return False
 
 
 def _unproven(case: Case, outcome: Outcome, reason: str) -> Parity:

@@ -125,6 +125,21 @@ def test_seed_changes_the_tokens(runtime: Runtime, artifact: Path) -> None:
     assert rows[0].free != rows[2].free
 
 
+def test_only_what_a_compiler_made_for_an_absent_device_is_compiled(runtime: Runtime, artifact: Path) -> None:
+    delegated = manifest.Coverage({"NpuBackend": 1}, {}, {}, 1, 0, 1, 0)
+    document = manifest.read(artifact)
+    graphs = tuple(dataclasses.replace(graph, coverage=delegated) for graph in document.graphs)
+    manifest.write(dataclasses.replace(document, graphs=graphs), artifact)
+    results = validate([artifact], on=["fake:npu", "fake"], steps=4, quality=True, find=found, reference=Reference())
+    absent, ran = results.parity
+    assert (absent.outcome, ran.outcome) == (Outcome.COMPILED, Outcome.PASS)
+    assert [(row.outcome, "no tokenizer" in row.reasons[0]) for row in results.quality] == [
+        (Outcome.COMPILED, False),
+        (Outcome.MISSING, True),
+    ]
+    assert exit_code(results) == 3
+
+
 def test_missing_device_is_a_row_with_its_reason_and_no_reference_is_run(runtime: Runtime, artifact: Path) -> None:
     reference = Reference()
     results = validate([artifact], on=["fake:npu", "fake"], steps=4, find=found, reference=reference)

@@ -24,7 +24,8 @@ class Spelling:
     norm:      "layer_norm" one fused op; "linear" means taken by a matmul with a constant row (XNNPACK)
     head_norm: the same choice for the group norm over heads; "layer_norm_affine" adds explicit ones and zeros (QNN)
     reduce:    sums over the last axis and over a block's tokens: "sum", or "linear" as above
-    contract:  matrix times vector: "matmul" or "multiply" and reduce
+    contract:  matrix times vector: "matmul", "multiply" and reduce, or "row", a matmul of the vector as a row, which
+               leaves no axis of size 1 last, and outer products by broadcasting
     l2_eps:    added to the squared norm; 1e-12 vanishes in fp16, where 1e-7 is the smallest that helps
     block:     tokens, two or more, whose recurrence is solved at once in prefill; products in v7 reach e^(0.61 block)
                before they are masked, so that fp16 arithmetic needs 16
@@ -33,7 +34,7 @@ class Spelling:
     norm: Literal["layer_norm", "linear"] = "layer_norm"
     head_norm: Literal["layer_norm", "layer_norm_affine", "linear"] = "layer_norm"
     reduce: Literal["sum", "linear"] = "sum"
-    contract: Literal["matmul", "multiply"] = "matmul"
+    contract: Literal["matmul", "multiply", "row"] = "matmul"
     l2_eps: float = 1e-12
     block: int = 32
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
 from exporter.contract import ModelSpec
-from exporter.models.parameters import materialise
+from exporter.models.parameters import materialise, value
 from exporter.progress import Progress
 
 Shapes = tuple[dict[int, Dim], tuple[None, ...]] | None
@@ -53,6 +53,19 @@ def holding(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         _register(model, own)
+
+
+@contextmanager
+def loaded(model: nn.Module, progress: Progress) -> Iterator[None]:
+    """Within the block the module's parameters have the values that the checkpoint gives them."""
+    names = dict(model.named_parameters())
+    tensors = {}
+    with progress("reading the weights", len(names)) as advance:
+        for name, made in names.items():
+            tensors[name] = value(made)
+            advance(1)
+    with holding(model, tensors):
+        yield
 
 
 def _register(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:

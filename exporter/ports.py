@@ -68,15 +68,21 @@ def rwkv_mobile(spec: ModelSpec) -> Ports:
     return Ports("in", "out", tuple(state), leading=1, ids=torch.int32)
 
 
-def stacked(spec: ModelSpec) -> Ports:
-    """As `own`, with one tensor `blocks.*.att.wkv` (layers, ...) for the tensors of all layers."""
+def stacked(
+    spec: ModelSpec, *, dtype: str = "float32", rename: Callable[[str], str] = str, part: range | None = None
+) -> Ports:
+    """As `own`, with one tensor `blocks.*.att.wkv` (layers, ...), port `att.wkv`, for the tensors of all layers.
+
+    part: only these layers, as `blocks.8+*.att.wkv`, port `att.wkv.8`
+    """
+    layers, scope, tail = (spec.layers, "*", "") if part is None else (len(part), f"{part.start}+*", f".{part.start}")
     state = []
     for first in spec.state[: len(spec.state) // spec.layers]:
-        name = first.name.replace("blocks.0.", "blocks.*.")
-        shape, axes = (spec.layers, *first.shape[1:]), ("layer", *first.axes[1:])
-        together = TensorSpec(name, shape, first.dtype, axes, first.fill)
-        _, _, short = name.partition("*.")
-        state.append(_stated(together, short, f"{short}.next"))
+        name = first.name.replace("blocks.0.", f"blocks.{scope}.")
+        shape, axes = (layers, *first.shape[1:]), ("layer", *first.axes[1:])
+        together = TensorSpec(name, shape, first.dtype, axes, first.fill).stored_as(dtype)
+        port = first.name.removeprefix("blocks.0.") + tail
+        state.append(_stated(together, rename(port), rename(f"{port}.next")))
     return Ports("tokens", "logits", tuple(state))
 
 

@@ -77,6 +77,14 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A table outside the graph, (vocab, width), row by row: `file` has nothing but its numbers, little-endian."""
+
+    file: str
+    width: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """One entry point taking `tokens` token ids at once.
 
@@ -86,6 +94,10 @@ class Graph:
     output:   the logits output, (1, vocab), for the last token; (1, 1, vocab) with rwkv-mobile names
     up_to:    any number of token ids from 1 to `tokens` will do
     coverage: what delegates took, in formats that have them
+    lookup:   where the token input takes rows of a table, (tokens, width), and not the ids: the table, of `input_dtype`
+                 the outputs may then have padding after the logits
+    output_rest: further outputs, each (1, n), that go on where `output` ends
+    then:     where `file` does not hold the whole: those run after it, in turn; what one gives the next take, by name
     """
 
     tokens: int
@@ -96,6 +108,9 @@ class Graph:
     function: str | None = None
     up_to: bool = False
     coverage: Coverage | None = None
+    lookup: Lookup | None = None
+    output_rest: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +225,9 @@ def read(folder: Path) -> Manifest:
 def _check_references(manifest: Manifest, path: Path) -> None:
     """Every file the manifest speaks of is among its hashed files (a package folder: some file below it)."""
     listed = [f"{file.path}/" for file in manifest.files]
-    for name in (*(graph.file for graph in manifest.graphs), manifest.tokenizer.file, manifest.initial_state):
+    tables = (graph.lookup.file for graph in manifest.graphs if graph.lookup)
+    graphs = (file for graph in manifest.graphs for file in (graph.file, *graph.then))
+    for name in (*graphs, *tables, manifest.tokenizer.file, manifest.initial_state):
         if name is not None and not any(file.startswith(f"{name}/") for file in listed):
             raise BadArtifact(f"{path} speaks of {name!r}, which is not among its files", hint="export the model again")
     for tensor in manifest.state:

@@ -11,7 +11,7 @@ from runtimes.contract import Array, TensorSpec
 
 
 def is_stacked(spec: TensorSpec) -> bool:
-    """Whether `spec` is `blocks.*.att.wkv`, (layers, ...), in place of one tensor (1, ...) a layer."""
+    """Whether `spec` is `blocks.*.att.wkv`, (layers, ...), or `blocks.8+*.att.wkv` of those from 8 on."""
     return "*" in spec.name
 
 
@@ -38,4 +38,7 @@ def together(spec: TensorSpec, arrays: Mapping[str, Array]) -> Array:
 
 
 def _names(spec: TensorSpec) -> Iterator[str]:
-    return (spec.name.replace("*", str(layer)) for layer in range(spec.shape[0]))
+    before, _, after = spec.name.partition("*")
+    scope, _, start = before.rpartition(".")
+    first = int(start.removesuffix("+") or 0)
+    return (f"{scope}.{first + layer}{after}" for layer in range(spec.shape[0]))

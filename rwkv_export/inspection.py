@@ -1,18 +1,24 @@
-"""What a file or folder is, as data and as text; it executes nothing and judges nothing."""
+"""What a file or folder is, as data and as text; only an audit executes anything, and nothing is judged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from exporter.progress import Progress, silent
 from runtimes import manifest
 from runtimes.contract import TensorSpec
+from runtimes.errors import WrongCall
 from runtimes.manifest import Manifest
 from runtimes.tokenizer import kind_for
-from rwkv_export import output
+from rwkv_export import findings, output
+
+if TYPE_CHECKING:
+    from validation.fp16_risks import Audit
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,26 @@ class ArtifactFacts:
 Facts = CheckpointFacts | ArtifactFacts
 
 
-def inspect(path: Path) -> Facts:
+def inspect(path: Path, progress: Progress = silent) -> Facts:
     """Read a checkpoint's header and shapes, or verify an artifact folder; raises WrongCall or Missing."""
+    with progress(f"reading {path}"):
+        return _facts(path)
+
+
+def audit(path: Path, text: Path | None, tokens: int, progress: Progress = silent) -> Audit:
+    """What of a checkpoint float16 cannot hold; raises WrongCall or Missing."""
+    if (path / manifest.FILE_NAME).is_file():
+        raise WrongCall(
+            f"{path} is an artifact: --fp16 steps a checkpoint", hint="name the checkpoint it was made from"
+        )
+    from exporter.model import open_model
+    from validation import fp16_audit
+    from validation.quality import open_text
+
+    return fp16_audit.audit(open_model(path), open_text(text), tokens=tokens, progress=progress)
+
+
+def _facts(path: Path) -> Facts:
     if (path / manifest.FILE_NAME).is_file():
         opened = manifest.open_artifact(path).manifest
         return ArtifactFacts(str(path), sum(file.bytes for file in opened.files), opened)
@@ -75,8 +99,11 @@ def deliver(paths: Sequence[Path], *, json: bool) -> None:
         print(*paths, sep="\n")
 
 
-def show(facts: Facts) -> None:
-    """The facts as a table of names and values on stdout."""
+def show(facts: Facts | Audit) -> None:
+    """The facts as a table of names and values on stdout, or what an audit found."""
+    if not isinstance(facts, CheckpointFacts | ArtifactFacts):
+        findings.print_audit(facts)
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

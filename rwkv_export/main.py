@@ -18,6 +18,7 @@ from rwkv_export.commands.export import export
 from rwkv_export.commands.fetch import fetch
 from rwkv_export.commands.generate import generate
 from rwkv_export.commands.inspect import inspect
+from rwkv_export.commands.lint import lint
 from rwkv_export.commands.report import report
 from rwkv_export.commands.synth import synth
 from rwkv_export.commands.targets import targets
@@ -29,7 +30,7 @@ BROKEN_PIPE = 141
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make artifacts": (targets, inspect, export, generate),
-    "Prove and measure": (validate, bench, report, compare),
+    "Prove and measure": (validate, lint, bench, report, compare),
     "Try it": (demo, synth, fetch),
 }
 

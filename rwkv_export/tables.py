@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkv_export import findings
 from rwkv_export.output import stdout
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def print_results(results: Results) -> None:
         if row.profile:
             console.print("", _profile(row, row.profile), "", sep="\n")
             console.print(f"Shares are {profiled(row.profile, row.slowdown)}.", soft_wrap=True)
+    for lint in results.lint:
+        console.print(f"{findings.summary(lint)}: see `rwkv-export lint`", soft_wrap=True)
     console.print(str(verdict(join([results]))), soft_wrap=True)
 
 

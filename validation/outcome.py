@@ -16,6 +16,7 @@ from runtimes.files import write_text_atomically
 from runtimes.manifest import Coverage
 from runtimes.profile import Profile, quickest
 from runtimes.schema import SchemaError, from_plain, to_plain
+from validation.lint.findings import Lint
 
 SCHEMA = 1
 
@@ -262,6 +263,7 @@ class Results:
     parity: tuple[Parity, ...] = ()
     latency: tuple[Latency, ...] = ()
     quality: tuple[Quality, ...] = ()
+    lint: tuple[Lint, ...] = ()
 
 
 def write(results: Results, path: Path) -> None:

@@ -22,6 +22,8 @@ from runtimes.session import stored_initial_state
 from validation import diagnosis, judge, machine, outcome, tolerances
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
 from validation.latency import time_session
+from validation.lint import linter
+from validation.lint.findings import Lint
 from validation.outcome import Identity, Latency, Outcome, Parity, Quality, Results, placed_at
 from validation.parity import check
 from validation.profile import profiled
@@ -109,7 +111,8 @@ def validate(
     rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in cases]
     unread = partial(_unread, chosen.name)
     read = [_attempt(case, partial(_read, case, golden, chosen, quality_tokens, progress), unread) for case in readers]
-    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows), quality=tuple(read))
+    lints = _linted(cases, progress)
+    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows), quality=tuple(read), lint=lints)
 
 
 def measure(
@@ -229,6 +232,21 @@ def _read(case: Case, golden: Golden, text: Text, tokens: int, progress: Progres
     with closing(golden.reference(artifact)) as reference, closing(runtimes.open_on(artifact, case.place)) as session:
         found = measure_quality(session, reference, passage, row, case.identity, tuned=tuned, progress=progress)
     return replace(found, weight_bytes=weight_bytes(case.manifest), checkpoint_bytes=case.manifest.source.bytes)
+
+
+def _linted(cases: Sequence[Case], progress: Progress) -> tuple[Lint, ...]:
+    """The lint of every artifact that promises the Neural Engine, once; what cannot be read says so."""
+    found = {}
+    for case in cases:
+        target = case.manifest.target
+        if target.name in linter.TARGETS and case.folder not in found:
+            with progress(f"linting {case.identity.artifact}"):
+                try:
+                    found[case.folder] = linter.lint_artifact(Artifact(case.folder, case.manifest))
+                except RwkvExportError as error:
+                    trouble = _sentence(error)
+                    found[case.folder] = Lint(case.identity.artifact, target.name, target.precision, 0, (), trouble)
+    return tuple(found.values())
 
 
 def _measure(

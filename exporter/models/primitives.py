@@ -129,9 +129,12 @@ class MatVec(nn.Module):
     def __init__(self, size: int, spelling: Spelling) -> None:
         super().__init__()
         self.sum = Reduce(size, spelling) if spelling.contract == "multiply" else None
+        self.from_the_left = spelling.contract == "row"
 
     def forward(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """(1, H, A, B), (1, H, B) -> (1, H, A, 1)."""
+        if self.from_the_left:
+            return (row(vector) @ matrix.mT).reshape(*matrix.shape[:3], 1)
         if self.sum is None:
             return matrix @ column(vector)
         total: Tensor = self.sum(matrix * row(vector))
@@ -146,7 +149,7 @@ class OuterDifference(nn.Module):
 
     def __init__(self, spelling: Spelling) -> None:
         super().__init__()
-        self.multiply = spelling.contract == "multiply"
+        self.multiply = spelling.contract != "matmul"
 
     def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         """(1, H, A, 1), (1, H, B), (1, H, A, 1), (1, H, B) -> (1, H, A, B)."""

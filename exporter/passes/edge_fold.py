@@ -21,14 +21,19 @@ def folded(programs: Mapping[str, ExportedProgram]) -> dict[str, ExportedProgram
     alone: its result may be larger than they are, and quantised weights would be stored as the numbers they stand for.
     """
     for program in programs.values():
-        for node in program.graph.find_nodes(op="call_function", target=CHECK):
-            program.graph.erase_node(node)
-        known: dict[Node, Tensor] = {}
-        for node in program.graph.nodes:
-            if node.op == "call_function" and (value := _value(node, known)) is not None:
-                known[node] = value
-        _replace(program, known)
+        _replace(program, constants(program))
     return dict(programs)
+
+
+def constants(program: ExportedProgram) -> dict[Node, Tensor]:
+    """The value of every operation that depends on no input and on no weight; checks of types are taken out."""
+    for node in program.graph.find_nodes(op="call_function", target=CHECK):
+        program.graph.erase_node(node)
+    known: dict[Node, Tensor] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (value := _value(node, known)) is not None:
+            known[node] = value
+    return known
 
 
 def _value(node: Node, known: Mapping[Node, Tensor]) -> Tensor | None:

@@ -1,22 +1,25 @@
-"""Core ML for Apple's CPUs and GPUs: one .mlpackage with explicit state, or with Core ML's own MLState on iOS 18."""
+"""Core ML for Apple's CPUs and GPUs: an ML Program with explicit state, or with Core ML's own MLState on iOS 18."""
 
 from __future__ import annotations
 
-import json
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
-
-from exporter import graph, ports
+from exporter import graph, mil, ports
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
+from exporter.mil import Port, Recipe, identifier
+from exporter.models.layers import StepModel
+from exporter.passes import mil_mixed
+from exporter.passes.mil_compress import SCHEMES, compress, kept
+from exporter.passes.mil_pieces import Piece, whole
+from exporter.passes.mil_pieces import pieces as cut
 from exporter.quiet import quiet
 from runtimes.errors import WrongCall
-from runtimes.manifest import Graph, Kept, Precision
+from runtimes.manifest import Graph, Kept, Precision, StateTensor
 
 TARGETS = (
     Target(
@@ -24,19 +27,35 @@ TARGETS = (
         summary="Core ML on iPhone, iPad and Mac; runs on Linux through the MIL interpreter",
         runtime="mil",
         device="cpu",
-        precisions={"fp32": "fp32", "fp16": "fp16"},
-        spelling=Spelling(l2_eps=1e-7),
+        precisions={
+            "fp32": "fp32",
+            "fp16": "fp16",
+            "mixed": "fp16",
+            "int8": "int8",
+            "lut8": "int8",
+            "lut6": "int8",
+            "int4": "int4",
+            "lut4": "int4",
+        },
+        spelling=Spelling(l2_eps=1e-7, block=16),
         options=(
-            Option("ios", ("16", "17", "18"), "17", "oldest iOS to support (macOS 13, 14, 15)"),
+            Option("ios", ("16", "17", "18"), "18", "oldest iOS to support (macOS 13, 14, 15)"),
             Option(
                 "state", ("explicit", "mlstate"), "explicit", "state as inputs and outputs, or kept by Core ML (iOS 18)"
             ),
+            Option(
+                "chunk",
+                ("auto", "none", "0.1", "0.3", "0.9", "1.8"),
+                "auto",
+                "most GB of a package before weights are compressed, cut between layers; auto is 0.9",
+            ),
         ),
+        prefill=True,
         also_runs=("coreml:cpu", "coreml:gpu", "coreml:ane"),
     ),
 )
 
-PACKAGE = "model.mlpackage"
+AUTO = 0.9  # GB: larger packages are reported to leave the Neural Engine, or to be killed for memory on a phone
 
 
 def missing() -> str | None:
@@ -45,159 +64,125 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """MLState exists since iOS 18, and in float16 only."""
-    if options["state"] != "mlstate":
-        return
-    if options["ios"] != "18":
-        raise WrongCall(f"MLState needs iOS 18, not {options['ios']}", hint="add -O ios=18, or -O state=explicit")
-    if precision != "fp16":
+    """MLState exists since iOS 18, and in float16 only; so do 4-bit integers; mixed needs a recurrence per head."""
+    ios, held = int(options["ios"]), options["state"] == "mlstate"
+    if held and ios < 18:
+        raise WrongCall(f"MLState needs iOS 18, not {ios}", hint="add -O ios=18, or -O state=explicit")
+    if held and precision in ("fp32", "mixed"):
         raise WrongCall(f"MLState is float16 only, not {precision}", hint="add -p fp16, or -O state=explicit")
+    if held and options["chunk"] not in ("auto", "none"):
+        raise WrongCall("Core ML keeps the state of one package only", hint="leave out -O chunk, or -O state=mlstate")
+    if precision == "int4" and ios < 18:
+        raise WrongCall(f"4-bit integers need iOS 18, not {ios}", hint="add -O ios=18, or -p lut4")
+    if precision == "mixed" and not any(len(tensor.shape) == 4 for tensor in spec.state):
+        raise WrongCall(
+            f"mixed keeps arithmetic per head in float32, and RWKV-{spec.version} has none", hint="use fp16 or fp32"
+        )
 
 
 def export(job: Job, folder: Path) -> Written:
-    """Convert the step to an ML Program."""
-    stateful = job.options["state"] == "mlstate"
-    dtype = "float16" if job.precision == "fp16" else "float32"
-    named = ports.own(job.spec, dtype=dtype, rename=_identifier)
-    graph.load_weights(job.model, job.progress)
-    with job.progress("converting to an ML Program"), quiet():
-        package = _stateful(job, named) if stateful else _explicit(job, named)
-    with job.progress(f"writing {PACKAGE}"):
-        package.save(str(folder / PACKAGE))
-        _make_reproducible(folder / PACKAGE)
-    if stateful:
-        named = ports.Ports(named.tokens, named.logits, tuple(_held(tensor) for tensor in named.state))
-    kept = (Kept("token ids", "int32", "indices"),) if job.precision == "fp16" else ()
+    """Convert the step to one function for each number of tokens, a piece of the step at a time."""
+    state = ports.own(job.spec, dtype=_state(job.precision), rename=identifier).state
+    pieces, sizes = _pieces(job), mil.sizes(job.prefill)
+    places = mil.packages(list(sizes), job.options["ios"])
+    files = {file: _numbered(file, len(pieces)) for file, _ in places.values()}
+    for number in range(len(pieces)):
+        made = _functions(job, pieces, number, state)
+        for file, parts in files.items():
+            with job.progress(f"writing {parts[number]}"), quiet():
+                mil.save({name: made[name] for name in made if places[name][0] == file}, folder / parts[number])
+        del made
+    graphs = []
+    for name, (file, function) in places.items():
+        first, *then = files[file]
+        graphs.append(Graph(sizes[name], first, "tokens", "int32", "logits", function=function, then=tuple(then)))
     tools = {name: version(name) for name in ("torch", "coremltools")}
-    graphs = (Graph(1, PACKAGE, named.tokens, "int32", named.logits),)
-    usage = {"Step it in Swift": SWIFT_STATE if stateful else SWIFT.format(shift=named.state[0].input)}
-    return Written(graphs, named.state, Precision(dtype, dtype, kept), tools, usage)
+    if _held(job):
+        state = tuple(replace(tensor, output=tensor.input) for tensor in state)
+    return Written(tuple(graphs), state, _precision(job.precision), tools, _usage(job, state, len(pieces)))
 
 
-def _explicit(job: Job, named: ports.Ports) -> Any:
-    """Through torch.export, which names state inputs itself; they are renamed afterwards."""
-    import coremltools as ct
-
-    program = graph.trace(job.model, graph.arguments(job.spec, 1)).run_decompositions({})
-    inputs = [_tokens(), *(ct.TensorType(shape=t.shape, dtype=_numpy(t.dtype)) for t in named.state)]
-    outputs = [ct.TensorType(name=name, dtype=_numpy(named.state[0].dtype)) for name in named.outputs()]
-    made = ct.convert(program, inputs=inputs, outputs=outputs, **_settings(job))
-    spec = made.get_spec()
-    for given, tensor in zip(program.graph_signature.user_inputs[1:], named.state, strict=True):
-        ct.utils.rename_feature(spec, given, tensor.input, rename_outputs=False)
-    return ct.models.MLModel(spec, weights_dir=made.weights_dir, skip_model_load=True)
+def _pieces(job: Job) -> list[Piece]:
+    """The step, in one piece where it is small enough or nothing is to be cut."""
+    model = cast(StepModel, job.model)
+    budget = job.options["chunk"]
+    if budget == "none" or _held(job):
+        return whole(model)
+    width = 4 if job.precision == "fp32" else 2
+    return cut(model, job.spec, AUTO if budget == "auto" else float(budget), width=width)
 
 
-def _stateful(job: Job, named: ports.Ports) -> Any:
-    """Through torch.jit.trace: from torch.export, coremltools 9.0 loses fp16 state updates (KeyError)."""
-    import coremltools as ct
-
-    module = Stateful(job.model, job.spec)
-    example = (torch.zeros(1, dtype=torch.int32),)
-    traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-    module.reset()
-    states = [
-        ct.StateType(ct.TensorType(shape=t.shape, dtype=_numpy(t.dtype)), name=_identifier(t.name)) for t in named.state
-    ]
-    outputs = [ct.TensorType(name=named.logits, dtype=_numpy(named.state[0].dtype))]
-    return ct.convert(traced, inputs=[_tokens()], outputs=outputs, states=states, **_settings(job))
+def _numbered(file: str, count: int) -> list[str]:
+    """Names of the packages that a package is cut into."""
+    stem, _, ending = file.rpartition(".")
+    return [f"{stem}-{number}of{count}.{ending}" for number in range(1, count + 1)] if count > 1 else [file]
 
 
-class Stateful(nn.Module):
-    """The step with its state in buffers that it overwrites: the form coremltools turns into MLState."""
-
-    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
-        super().__init__()
-        self.model, self.spec = model, spec
-        for tensor in spec.state:
-            self.register_buffer(_identifier(tensor.name), torch.full(tensor.shape, tensor.fill))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (1,) -> logits (1, V)."""
-        names = [_identifier(tensor.name) for tensor in self.spec.state]
-        logits: Tensor
-        logits, *new = self.model(tokens, *(self.get_buffer(name) for name in names))
-        for name, tensor in zip(names, new, strict=True):
-            self.get_buffer(name)[:] = tensor
-        return logits
-
-    def reset(self) -> None:
-        """Undo what tracing did to the buffers."""
-        for tensor in self.spec.state:
-            self.get_buffer(_identifier(tensor.name)).fill_(tensor.fill)
+def _functions(job: Job, pieces: Sequence[Piece], number: int, state: Sequence[StateTensor]) -> dict[str, Any]:
+    """The functions of one piece, by name; its weights are in memory meanwhile."""
+    piece, recipe = pieces[number], _recipe(job)
+    with graph.loaded(piece, job.progress):
+        made = {}
+        for name, size in mil.sizes(job.prefill).items():
+            part = f", part {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""
+            with job.progress(f"converting {name} to an ML Program{part}"), quiet():
+                made[name] = _convert(job, pieces, number, size, state, recipe)
+    return made
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    import coremltools as ct
-
-    precision = ct.precision.FLOAT16 if job.precision == "fp16" else ct.precision.FLOAT32
-    return {
-        "convert_to": "mlprogram",
-        "minimum_deployment_target": getattr(ct.target, f"iOS{job.options['ios']}"),
-        "compute_precision": precision,
-        "skip_model_load": True,
-    }
+def _state(precision: str) -> str:
+    """The state's type."""
+    return "float32" if precision in ("fp32", "mixed") else "float16"
 
 
-def _tokens() -> Any:
-    import coremltools as ct
-    import numpy as np
-
-    return ct.TensorType(name="tokens", shape=(1,), dtype=np.int32)
-
-
-def _numpy(dtype: str) -> Any:
-    import numpy as np
-
-    return np.dtype(dtype).type
+def _recipe(job: Job) -> Recipe:
+    ios = job.options["ios"]
+    if scheme := SCHEMES.get(job.precision):
+        return Recipe(ios, half=True, compress=partial(compress, scheme=scheme, ios=ios))
+    return Recipe(ios, half=job.precision != "fp32", wide=mil_mixed.wide if job.precision == "mixed" else None)
 
 
-def _identifier(name: str) -> str:
-    """Core ML names are identifiers: dots become underscores."""
-    return name.replace(".", "_")
+def _precision(name: str) -> Precision:
+    if name == "fp32":
+        return Precision("float32", "float32")
+    ids = Kept("token ids", "int32", "indices")
+    if scheme := SCHEMES.get(name):
+        return Precision(name, "float16", (ids, *kept(scheme, wide="float16")))
+    return Precision("float16", "float16", (ids, mil_mixed.KEPT) if name == "mixed" else (ids,))
 
 
-def _held(tensor: Any) -> Any:
-    """A state tensor Core ML keeps: one name, no separate output."""
-    from dataclasses import replace
-
-    return replace(tensor, output=tensor.input)
-
-
-def _make_reproducible(package: Path) -> None:
-    """Replace the package manifest's random identifiers and fix the order of the model's maps."""
-    from coremltools.proto import Model_pb2
-
-    listing = package / "Manifest.json"
-    document = json.loads(listing.read_text())
-    entries = sorted(document["itemInfoEntries"].items(), key=lambda item: item[1]["path"])
-    fixed = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])).upper() for key, entry in entries}
-    document["itemInfoEntries"] = {fixed[key]: entry for key, entry in entries}
-    document["rootModelIdentifier"] = fixed[document["rootModelIdentifier"]]
-    # Byte for byte as coremltools writes it, which does so whenever it opens a package.
-    listing.write_text(json.dumps(document, indent=4, sort_keys=True) + "\n")
-    path = next(package.rglob("*.mlmodel"))
-    spec = Model_pb2.Model()
-    spec.ParseFromString(path.read_bytes())
-    path.write_bytes(spec.SerializeToString(deterministic=True))
+def _convert(
+    job: Job, pieces: Sequence[Piece], number: int, size: int, state: Sequence[StateTensor], recipe: Recipe
+) -> Any:
+    """The function of a piece that takes `size` tokens."""
+    piece = pieces[number]
+    own = state[piece.start * piece.state_per_block : piece.stop * piece.state_per_block]
+    into = [Port(tensor.input, tensor.shape, tensor.dtype) for tensor in own]
+    out = [Port(tensor.output, tensor.shape, tensor.dtype) for tensor in own]
+    tokens, logits = Port("tokens", (size,), "int32"), Port("logits", (1, job.spec.vocab), state[0].dtype)
+    if _held(job):
+        return mil.converted(piece, [tokens], [logits], recipe, states=into)
+    between = partial(Port, shape=(size, job.spec.width), dtype="float16" if recipe.half else "float32")
+    given, taken = [logits], [tokens]
+    if number + 1 < len(pieces):
+        given = [between(f"hidden_{number + 1}")]
+    if number > 0:
+        taken.append(between(f"hidden_{number}"))
+    if piece.handed:
+        (taken if number else given).append(between("first"))
+    return mil.converted(piece, [*taken, *into], [*given, *out], recipe)
 
 
-SWIFT = """Add `model.mlpackage` to the Xcode project, then:
+def _held(job: Job) -> bool:
+    """Whether Core ML keeps the state."""
+    return job.options["state"] == "mlstate"
 
-```swift
-let model = try MLModel(contentsOf: compiledURL, configuration: MLModelConfiguration())
-var inputs: [String: MLFeatureValue] = initialState      // every state input, filled as listed below
-inputs["tokens"] = MLFeatureValue(multiArray: token)     // int32, one id
-let out = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
-let logits = out.featureValue(for: "logits")!.multiArrayValue!
-inputs["{shift}"] = out.featureValue(for: "{shift}_next")!   // and so for every state tensor
-```"""
 
-SWIFT_STATE = """Add `model.mlpackage` to the Xcode project, then:
+def _usage(job: Job, state: Sequence[StateTensor], pieces: int) -> Mapping[str, str]:
+    usage = {"Step it in Swift": mil.swift(state[0].input, sorted(mil.sizes(job.prefill)), held=_held(job))}
+    return usage | ({"Several packages": SEVERAL} if pieces > 1 else {})
 
-```swift
-let model = try MLModel(contentsOf: compiledURL, configuration: MLModelConfiguration())
-let state = model.makeState()      // zeros; write other fill values with state.withMultiArray(for:)
-let out = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["tokens": token]), using: state)
-let logits = out.featureValue(for: "logits")!.multiArrayValue!
-```"""
+
+SEVERAL = """The step is cut between layers, because one package would be too large for a phone. Open all packages of a
+row above, and call them in turn with the same tokens: the outputs `hidden_...` and `first` of one are inputs of those
+after it, by name, and each has the state of its own layers."""

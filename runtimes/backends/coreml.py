@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtimes import lookup
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact
-from runtimes.manifest import Graph, Manifest
+from runtimes.manifest import Graph
+from runtimes.mil.package import Package
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".mlpackage",)
@@ -40,63 +43,83 @@ def open_session(artifact: Artifact, device: str) -> Session:
 
     manifest, units = artifact.manifest, getattr(ct.ComputeUnit, UNITS[device])
     held = any(tensor.input == tensor.output for tensor in manifest.state)
-    models = {graph.tokens: _load(artifact, graph, units) for graph in manifest.graphs}
+    models = {graph.tokens: _Chain(artifact, graph, units) for graph in manifest.graphs}
     runs = {
-        graph.tokens: (_stateful if held else _explicit)(models[graph.tokens], graph, manifest)
+        graph.tokens: (_stateful if held else _explicit)(models[graph.tokens], graph, artifact)
         for graph in manifest.graphs
     }
     return explicit_session(artifact, runs, lambda: _placement(models[1], units, device))
 
 
-def _load(artifact: Artifact, graph: Graph, units: Any) -> Any:
+class _Chain:
+    """A graph's models in turn, nearly always one: what a model gives those after it take, by name."""
+
+    def __init__(self, artifact: Artifact, graph: Graph, units: Any) -> None:
+        paths = [artifact.folder / file for file in (graph.file, *graph.then)]
+        self.models = [_load(path, graph.function, units) for path in paths]
+        self.takes = [set(Package(path).function(graph.function).inputs) for path in paths]
+
+    def predict(self, feed: dict[str, Array], **held: Any) -> dict[str, Array]:
+        """All that the models gave; `held` goes to every model."""
+        values = dict(feed)
+        for model, names in zip(self.models, self.takes, strict=True):
+            values |= model.predict({name: values[name] for name in names}, **held)
+        return values
+
+
+def _load(path: Path, function: str | None, units: Any) -> Any:
     import coremltools as ct
 
-    path = artifact.folder / graph.file
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "You will not be able to run predict", RuntimeWarning)
-            model = ct.models.MLModel(str(path), compute_units=units, function_name=graph.function)
+            model = ct.models.MLModel(str(path), compute_units=units, function_name=function)
         model.get_compiled_model_path()  # raises where the constructor was content with a model that cannot run
     except Exception as error:  # coremltools raises RuntimeError, ValueError, protobuf's own and plain Exception
         raise BadArtifact(f"Core ML cannot load {path}: {error}", hint="export again") from error
     return model
 
 
-def _explicit(model: Any, graph: Graph, manifest: Manifest) -> Run:
+def _explicit(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
+    manifest, table = artifact.manifest, lookup.open_table(artifact, graph)
+
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
         feed = {tensor.input: array for tensor, array in zip(manifest.state, state, strict=True)}
-        out = model.predict({graph.input: tokens.astype(graph.input_dtype), **feed})
-        return out[graph.output], tuple(out[tensor.output].astype(tensor.dtype) for tensor in manifest.state)
+        out = chain.predict({graph.input: lookup.fed(graph, table, tokens), **feed})
+        logits = lookup.joined(graph, out, manifest.model.vocab)
+        return logits, tuple(out[tensor.output].astype(tensor.dtype) for tensor in manifest.state)
 
     return run
 
 
-def _stateful(model: Any, graph: Graph, manifest: Manifest) -> Run:
+def _stateful(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
     """MLState is written before and read after each call, so that the session stays pure.
 
     Both copies count as time of the step, which an app that keeps its MLState does not spend.
     """
+    manifest = artifact.manifest
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        held = model.make_state()
+        held = chain.models[0].make_state()  # one package has all of it
         for tensor, array in zip(manifest.state, state, strict=True):
             held.write_state(tensor.input, array.astype(np.float32))
-        out = model.predict({graph.input: tokens.astype(graph.input_dtype)}, state=held)
+        out = chain.predict({graph.input: tokens.astype(graph.input_dtype)}, state=held)
         new = tuple(np.asarray(held.read_state(tensor.output), tensor.dtype) for tensor in manifest.state)
         return out[graph.output], new
 
     return run
 
 
-def _placement(model: Any, units: Any, device: str) -> Placement:
-    """The step's operations per preferred device, from the compute plan; observed is what most of them prefer."""
+def _placement(chain: _Chain, units: Any, device: str) -> Placement:
+    """The step's operations per preferred device, from the compute plans; observed is what most of them prefer."""
     from coremltools.models.compute_plan import MLComputePlan
 
-    plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
     nodes: Counter[str] = Counter()
-    for operation in plan.model_structure.program.functions[model.function_name or "main"].block.operations:
-        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-        if usage is not None:
-            nodes[PREFERRED[type(usage.preferred_compute_device).__name__]] += 1
+    for model in chain.models:
+        plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
+        for operation in plan.model_structure.program.functions[model.function_name or "main"].block.operations:
+            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+            if usage is not None:
+                nodes[PREFERRED[type(usage.preferred_compute_device).__name__]] += 1
     observed = nodes.most_common(1)[0][0] if nodes else "unknown"
     return Placement(f"coreml:{device}", f"coreml:{observed}", dict(nodes))

@@ -1,6 +1,7 @@
 """Core ML packages on the processor, by our numpy interpreter; says nothing about speed or placement on Apple hardware.
 
-Half precision is rounded after every operation and accumulates in float32; see runtimes/mil/precision.py.
+Half precision is rounded after every operation; products are summed in float32, on `cpu-fp16acc` in float16, one addend
+after another. See runtimes/mil/precision.py.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from runtimes import lookup
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact, Missing, did_you_mean
-from runtimes.manifest import Graph, Manifest, StateTensor
+from runtimes.manifest import Graph, Manifest
 from runtimes.mil import from_pte, protobuf
+from runtimes.mil.chain import Chain, Whole
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
 from runtimes.mil.program import Function
@@ -25,7 +28,7 @@ from runtimes.pte.program import Program
 from runtimes.session import Tensors, explicit_session
 
 READS = (".mlpackage", ".pte")
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cpu-fp16acc")
 
 
 def missing(device: str) -> str | None:
@@ -42,7 +45,12 @@ def open_session(artifact: Artifact, device: str) -> Session:
         return _open_programs(artifact, device)
     package = functools.cache(lambda file: Package(artifact.folder / file))
     runs = {
-        graph.tokens: _Run(graph, manifest.state, _evaluator(graph, manifest, package(graph.file)))
+        graph.tokens: _Run(
+            graph,
+            manifest,
+            lookup.open_table(artifact, graph),
+            _evaluator(graph, manifest, package, device),
+        )
         for graph in manifest.graphs
     }
     placed = _placement(device, [run.evaluator for run in runs.values()])
@@ -63,14 +71,19 @@ def _open_programs(artifact: Artifact, device: str) -> Session:
         opened = package(call.data)
         function = opened.function(call.function)
         _check_call(graph, artifact.manifest, call, function)
-        runs[graph.tokens] = _Called(call, Evaluator(function, opened.weights))
+        runs[graph.tokens] = _Called(call, Evaluator(function, opened.weights, half_sums=_half_sums(device)))
     placed = _placement(device, [run.evaluator for run in runs.values()])
     return explicit_session(artifact, runs, lambda: placed, folder.cleanup)
 
 
-def _placement(device: str, evaluators: Sequence[Evaluator]) -> Placement:
+def _placement(device: str, evaluators: Sequence[Evaluator | Chain]) -> Placement:
     operations = sum(len(evaluator.function.operations) for evaluator in evaluators)
-    return Placement(f"mil:{device}", "mil:cpu", {"MIL ops": operations}, evidence="interpreted")
+    place = f"mil:{device}"
+    return Placement(place, place, {"MIL ops": operations}, evidence="interpreted")
+
+
+def _half_sums(device: str) -> bool:
+    return device == "cpu-fp16acc"
 
 
 @dataclass(frozen=True)
@@ -78,17 +91,19 @@ class _Run:
     """One graph; a state tensor whose input and output are one port is kept by the package, the others are tensors."""
 
     graph: Graph
-    state: Sequence[StateTensor]
-    evaluator: Evaluator
+    manifest: Manifest
+    table: Array | None
+    evaluator: Evaluator | Chain
 
     def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        inputs = {self.graph.input: tokens.astype(self.graph.input_dtype)}
+        inputs = {self.graph.input: lookup.fed(self.graph, self.table, tokens)}
         states: dict[str, Array] = {}
-        for tensor, value in zip(self.state, state, strict=True):
+        for tensor, value in zip(self.manifest.state, state, strict=True):
             (states if tensor.input == tensor.output else inputs)[tensor.input] = value
         outputs, states = self.evaluator.run(inputs, states)
         after = {**outputs, **states}
-        return outputs[self.graph.output], tuple(after[tensor.output] for tensor in self.state)
+        logits = lookup.joined(self.graph, outputs, self.manifest.model.vocab)
+        return logits, tuple(after[tensor.output] for tensor in self.manifest.state)
 
 
 @dataclass(frozen=True)
@@ -107,17 +122,25 @@ class _Called:
         return logits, tuple(new)
 
 
-def _evaluator(graph: Graph, manifest: Manifest, package: Package) -> Evaluator:
-    function = package.function(graph.function)
-    _check_ports(graph, manifest, function)
-    return Evaluator(function, package.weights)
+def _evaluator(graph: Graph, manifest: Manifest, package: Callable[[str], Package], device: str) -> Evaluator | Chain:
+    parts = []
+    for file in (graph.file, *graph.then):
+        opened = package(file)
+        function = opened.function(graph.function)
+        if graph.tokens == 1:
+            opened.check_default(function)
+        parts.append(Evaluator(function, opened.weights, half_sums=_half_sums(device)))
+    evaluator = Chain(parts) if graph.then else parts[0]
+    _check_ports(graph, manifest, evaluator.function)
+    return evaluator
 
 
-def _check_ports(graph: Graph, manifest: Manifest, function: Function) -> None:
+def _check_ports(graph: Graph, manifest: Manifest, function: Function | Whole) -> None:
     """Names, types and shapes of the manifest's ports are the function's; the logits may have any element type."""
     outputs = function.output_types()
-    if graph.output not in outputs:
-        raise BadArtifact(f"{graph.file} has no output {graph.output}", hint=did_you_mean(graph.output, outputs))
+    for name in lookup.logits(graph):
+        if name not in outputs:
+            raise BadArtifact(f"{graph.file} has no output {name}", hint=did_you_mean(name, outputs))
     states: dict[str, TensorType] = {}
     taken: dict[str, TensorType] = {}
     given: dict[str, TensorType] = {}
@@ -127,8 +150,9 @@ def _check_ports(graph: Graph, manifest: Manifest, function: Function) -> None:
             states[tensor.input] = port
         else:
             taken[tensor.input] = given[tensor.output] = port
-    taken[graph.input] = TensorType(graph.input_dtype.upper(), (graph.tokens,))
-    given[graph.output] = TensorType(outputs[graph.output].element, (1, manifest.model.vocab))
+    rows = () if graph.lookup is None else (graph.lookup.width,)
+    taken[graph.input] = TensorType(graph.input_dtype.upper(), (graph.tokens, *rows))
+    given |= _logits(graph, manifest, outputs)
     for what, wanted, found in (
         ("input", taken, function.inputs),
         ("state", states, function.states),
@@ -139,6 +163,14 @@ def _check_ports(graph: Graph, manifest: Manifest, function: Function) -> None:
                 f"{what} {name} of {graph.file} is {other or 'absent'}, the manifest says {one or 'absent'}",
                 hint="export the model again",
             )
+
+
+def _logits(graph: Graph, manifest: Manifest, outputs: Mapping[str, TensorType]) -> dict[str, TensorType]:
+    """The types of the outputs with the logits; together as many, or more where there is a table to tell how many."""
+    parts = {name: outputs[name] for name in lookup.logits(graph)}
+    if graph.lookup and sum(part.shape[-1] for part in parts.values()) >= manifest.model.vocab:
+        return parts
+    return {graph.output: TensorType(outputs[graph.output].element, (1, manifest.model.vocab))}
 
 
 def _check_call(graph: Graph, manifest: Manifest, call: from_pte.Call, function: Function) -> None:

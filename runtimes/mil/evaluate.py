@@ -18,11 +18,14 @@ Named = dict[str, Array]
 
 
 class Evaluator:
-    """A function with its constants loaded; pure: state goes in and comes out. Raises BadArtifact."""
+    """A function with its constants loaded; pure: state goes in and comes out. Raises BadArtifact.
 
-    def __init__(self, function: Function, weights: Weights) -> None:
+    half_sums: products that give float16 are summed in it, not in float32
+    """
+
+    def __init__(self, function: Function, weights: Weights, *, half_sums: bool = False) -> None:
         self.function = function
-        self._linked = link(function, weights)
+        self._linked = link(function, weights, half_sums=half_sums)
 
     def run(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[Named, Named]:
         """Outputs by name, and the states after the call.

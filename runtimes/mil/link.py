@@ -15,7 +15,7 @@ from runtimes.errors import BadArtifact, did_you_mean
 from runtimes.mil.binding import Arrays, Compute, Parameter, check_names, parameters
 from runtimes.mil.precision import widened
 from runtimes.mil.program import Argument, Constant, Function, Operation, Ref
-from runtimes.mil.table import ARITHMETIC, MOVES
+from runtimes.mil.table import ARITHMETIC, HALF_SUMS, MOVES
 from runtimes.mil.types import TensorType
 from runtimes.mil.weights import Weights
 
@@ -61,11 +61,14 @@ class Linked:
     outputs: Mapping[str, Getter]
 
 
-def link(function: Function, weights: Weights) -> Linked:
-    """Raises BadArtifact for an unknown operation, a parameter that does not fit, or a constant that cannot be read."""
+def link(function: Function, weights: Weights, *, half_sums: bool = False) -> Linked:
+    """Raises BadArtifact for an unknown operation, a parameter that does not fit, or a constant that cannot be read.
+
+    half_sums: products that give float16 are summed in it
+    """
     names = [*function.inputs, *function.states]
     names += [name for operation in function.operations for name in operation.outputs]
-    linker = _Linker({name: slot for slot, name in enumerate(names)}, function.states, weights)
+    linker = _Linker({name: slot for slot, name in enumerate(names)}, function.states, weights, half_sums)
     pairs = zip(function.operations, _dead_after(function), strict=True)
     calls = tuple(linker.call(operation, dead) for operation, dead in pairs)
     outputs = {name: linker.getter(value, arithmetic=False) for name, value in function.outputs.items()}
@@ -77,6 +80,7 @@ class _Linker:
     slots: Mapping[str, int]
     states: Mapping[str, TensorType]
     weights: Weights
+    half_sums: bool
 
     def call(self, operation: Operation, dead: Collection[str]) -> Call:
         arithmetic = operation.kind in ARITHMETIC
@@ -84,6 +88,8 @@ class _Linker:
         if compute is None:
             hint = did_you_mean(operation.kind, [*ARITHMETIC, *MOVES])
             raise BadArtifact(f"{operation} is unknown to this interpreter", hint=hint)
+        if self.half_sums and {kind.element for kind in operation.outputs.values()} == {"FLOAT16"}:
+            compute = HALF_SUMS.get(operation.kind, compute)
         bound: dict[str, Any] = {}
         fetched: list[tuple[str, Getter]] = []
         try:

@@ -10,35 +10,19 @@ Functions bear the names, parameters and defaults of MIL's operations (iOS 15 to
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from runtimes.contract import Array
+from runtimes.mil import products
 from runtimes.mil.binding import Arrays, Ints
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`x` (*, in), `weight` (out, in), `bias` (out,)."""
-    flat = x.reshape(-1, x.shape[-1]) @ weight.T
-    if bias is not None:
-        flat += bias
-    return flat.reshape(*x.shape[:-1], len(weight))
+    return products.linear(np.matmul, x, weight, bias)
 
 
 def matmul(x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False) -> Array:
-    """A vector cannot be transposed, and stays as it is."""
-    if transpose_x and x.ndim > 1:
-        x = np.swapaxes(x, -1, -2)
-    if transpose_y and y.ndim > 1:
-        y = np.swapaxes(y, -1, -2)
-    return np.matmul(x, y)
-
-
-def einsum(values: Arrays, equation: str) -> Array:
-    return np.einsum(equation, *values)
+    return products.matmul(np.matmul, x, y, transpose_x=transpose_x, transpose_y=transpose_y)
 
 
 def conv(
@@ -51,36 +35,18 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Array:
-    """`x` (batch, in, *space), `weight` (out, in / groups, *kernel): a matrix product over unfolded windows."""
-    outer, kernel = len(weight), weight.shape[2:]
-    strides, dilations = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
-    span = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    x = np.pad(x, [(0, 0), (0, 0), *_padding(pad_type, pad, x.shape[2:], span, strides)])
-    axes: Any = tuple(range(2, x.ndim))
-    windows = sliding_window_view(x, span, axes)  # (batch, in, *positions, *span)
-    windows = windows[:, :, *_every(strides), *_every(dilations)]
-    batch, channels, *space = windows.shape[: x.ndim]
-    windows = windows.reshape(batch, groups, channels // groups, math.prod(space), math.prod(kernel))
-    rows = windows.transpose(0, 1, 3, 2, 4).reshape(batch, groups, math.prod(space), -1)
-    columns = weight.reshape(groups, outer // groups, -1).swapaxes(1, 2)
-    result = (rows @ columns).swapaxes(2, 3).reshape(batch, outer, *space)
-    return result if bias is None else result + bias.reshape(-1, *[1] * len(kernel))
+    return products.conv(
+        np.matmul,
+        x,
+        weight,
+        bias,
+        strides=strides,
+        pad_type=pad_type,
+        pad=pad,
+        dilations=dilations,
+        groups=groups,
+    )
 
 
-def _every(steps: Ints) -> list[slice]:
-    return [slice(None, None, step) for step in steps]
-
-
-def _padding(pad_type: str, pad: Ints | None, space: Ints, span: list[int], strides: Ints) -> list[tuple[int, int]]:
-    if pad_type == "valid":
-        return [(0, 0)] * len(space)
-    if pad_type == "custom" and pad is not None:
-        return list(zip(pad[::2], pad[1::2], strict=True))
-    if pad_type not in ("same", "same_lower"):
-        raise ValueError(f"pad_type {pad_type!r} is unknown")
-    pairs = []
-    for size, reach, stride in zip(space, span, strides, strict=True):
-        total = max(0, (math.ceil(size / stride) - 1) * stride + reach - size)
-        less, more = total // 2, total - total // 2
-        pairs.append((less, more) if pad_type == "same" else (more, less))
-    return pairs
+def einsum(values: Arrays, equation: str) -> Array:
+    return np.einsum(equation, *values)

@@ -18,13 +18,8 @@ class Package:
     """A .mlpackage: its functions by name and the constants they share. Raises BadArtifact."""
 
     def __init__(self, folder: Path) -> None:
-        path = _model_file(folder)
-        try:
-            self._model = protobuf.parse_model(path.read_bytes())
-        except ValueError as error:
-            raise BadArtifact(f"{path} is not a Core ML model: {error}", hint="export the model again") from error
-        if self._model.WhichOneof("Type") != "mlProgram":
-            raise BadArtifact(f"{path} is a {self._model.WhichOneof('Type')} model, expected mlProgram")
+        path = model_file(folder)
+        self._model = read_model(path)
         self.weights = Weights(path.parent)
 
     @property
@@ -35,7 +30,7 @@ class Package:
     def function(self, name: str | None) -> Function:
         """An entry point, the package's default one for None."""
         description = self._model.description
-        name = name or description.defaultFunctionName or "main"
+        name = name or self._default
         if name not in self._model.mlProgram.functions:
             raise BadArtifact(f"the package has no function {name!r}", hint=did_you_mean(name, self.functions))
         function = parse_function(name, self._model.mlProgram.functions[name])
@@ -45,9 +40,22 @@ class Package:
         _check_features(function, "output", described.output, function.output_types())
         return function
 
+    def check_default(self, function: Function) -> None:
+        """Raise BadArtifact where an app that names no function gets another one."""
+        if self._default != function.name:
+            raise BadArtifact(
+                f"the package's default function, which an app gets that names none, is {self._default}; "
+                f"the step for one token is {function.name}",
+                hint="export the model again",
+            )
 
-def _model_file(folder: Path) -> Path:
-    """The root model of the package's Manifest.json."""
+    @property
+    def _default(self) -> str:
+        return self._model.description.defaultFunctionName or "main"
+
+
+def model_file(folder: Path) -> Path:
+    """The root model of a package's Manifest.json; raises BadArtifact."""
     path = folder / "Manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -58,6 +66,17 @@ def _model_file(folder: Path) -> Path:
     model = folder / "Data" / inside
     if inside.is_absolute() or ".." in inside.parts or not model.is_file():
         raise BadArtifact(f"{model} is missing", hint="copy the whole .mlpackage folder")
+    return model
+
+
+def read_model(path: Path) -> Any:
+    """The protobuf Model in a file, an ML Program; raises BadArtifact."""
+    try:
+        model = protobuf.parse_model(path.read_bytes())
+    except ValueError as error:
+        raise BadArtifact(f"{path} is not a Core ML model: {error}", hint="export the model again") from error
+    if model.WhichOneof("Type") != "mlProgram":
+        raise BadArtifact(f"{path} is a {model.WhichOneof('Type')} model, expected mlProgram")
     return model
 
 

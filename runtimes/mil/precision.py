@@ -1,7 +1,7 @@
 """The one rule for half precision: arithmetic is float32, and every operation's result is rounded to float16.
 
 This is one possible machine, not a particular one: accelerators differ in how they accumulate, in their
-approximations of exp or tanh, and in whether they flush subnormal numbers to zero.
+approximations of exp or tanh, and in whether they flush subnormal numbers to zero. Another is ops_half_sums.py.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class _Reader:
                     raise BadArtifact(f"value {port.name} is declared twice")
             if message.type == "const":
                 for port in message.outputs:
-                    self._scope[port.name] = _constant(message.attributes["val"], port.name)
+                    self._scope[port.name] = constant(message.attributes["val"], port.name)
                 continue
             outputs = {port.name: _tensor_type(port.type, port.name) for port in message.outputs}
             operation = Operation(message.type, self._arguments(message), outputs)
@@ -139,14 +139,14 @@ class _Reader:
             parameter: tuple(
                 self.lookup(binding.name, user)
                 if binding.WhichOneof("binding") == "name"
-                else _constant(binding.value, parameter)
+                else constant(binding.value, parameter)
                 for binding in argument.arguments
             )
             for parameter, argument in message.inputs.items()
         }
         for parameter, value in message.attributes.items():
             if parameter != "name":
-                arguments[parameter] = (_constant(value, parameter),)
+                arguments[parameter] = (constant(value, parameter),)
         return arguments
 
     def lookup(self, name: str, user: str) -> Ref | Constant:
@@ -186,7 +186,8 @@ def _type(message: Any, name: str) -> TensorType:
     return TensorType(protobuf.element_name(tensor.dataType), shape)
 
 
-def _constant(message: Any, name: str) -> Constant:
+def constant(message: Any, name: str) -> Inline | Stored:
+    """A protobuf Value; raises BadArtifact where it is no tensor of a known type and a fixed shape."""
     if message.WhichOneof("value") == "blobFileValue":
         blob = message.blobFileValue
         return Stored(_tensor_type(message.type, name), blob.fileName, blob.offset)

@@ -10,6 +10,7 @@ from runtimes.mil import (
     ops_constexpr,
     ops_elementwise,
     ops_gather,
+    ops_half_sums,
     ops_linear,
     ops_norm,
     ops_reduce,
@@ -30,6 +31,9 @@ def _functions(*modules: ModuleType) -> Mapping[str, Compute]:
 
 ARITHMETIC = _functions(ops_elementwise, ops_reduce, ops_norm, ops_linear)
 """They get float32 for float16, and their results are rounded to the declared type."""
+
+HALF_SUMS = _functions(ops_half_sums)
+"""What may stand in for some of those where their result is float16."""
 
 MOVES = _functions(ops_shape, ops_gather, ops_state)
 """They get values as they are; their results have the declared type."""

@@ -10,22 +10,48 @@ import typer
 from rwkv_export.options import Json, Quiet
 
 Thing = Annotated[Path, typer.Argument(metavar="CHECKPOINT|ARTIFACT", help="A checkpoint, or an artifact folder.")]
+Fp16 = Annotated[
+    bool, typer.Option("--fp16", metavar="", help="Step the checkpoint through a text: what can float16 not hold?")
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="The text to read, UTF-8. Implies --fp16.",
+        show_default="one that comes along, which no bundled model was trained on",
+    ),
+]
+Tokens = Annotated[int, typer.Option(min=2, help="With --fp16: tokens of the text to read.")]
 
 
-def inspect(path: Thing, json: Json = False, quiet: Quiet = False) -> None:
+def inspect(
+    path: Thing,
+    *,
+    fp16: Fp16 = False,
+    text: Text = None,
+    tokens: Tokens = 256,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """What a checkpoint or an artifact is: version, shapes, parameters, state; for artifacts also files and hashes.
 
     Nothing is executed: checkpoints are read without unpickling code. An artifact's hashes are verified.
+
+    With --fp16 the checkpoint's step runs in float32, and every tensor of it is measured: what overflows in float16,
+    what rounds to zero, which decays round to 1.0, and which layers that puts at risk.
 
     Examples:
       rwkv-export inspect RWKV-x070-World-0.1B.pth
       rwkv-export inspect out/tiny.onnx-cpu.fp32
       rwkv-export inspect out/tiny.onnx-cpu.fp32 --json | jq .manifest.state
+      rwkv-export inspect RWKV-x070-World-0.1B.pth --fp16 --tokens 1024
     """
     from rwkv_export import inspection, output
 
-    with output.talking(quiet) as progress, progress(f"reading {path}"):
-        found = inspection.inspect(path)
+    with output.talking(quiet) as progress:
+        found = inspection.audit(path, text, tokens, progress) if fp16 or text else inspection.inspect(path, progress)
     if json:
         output.print_json(found)
     else:

@@ -138,7 +138,7 @@ def complete(words: str) -> list[str]:
         ("rwkv-export val", ["validate"]),
         ("rwkv-export export -t onnx", ["onnx-cpu"]),
         ("rwkv-export validate x --on or", ["ort:cpu", "ort:cpu-fused"]),
-        ("rwkv-export generate x --on mi", ["mil:cpu"]),
+        ("rwkv-export generate x --on mi", ["mil:cpu", "mil:cpu-fp16acc"]),
     ],
 )
 def test_completion_knows_commands_targets_and_places(words: str, expected: list[str]) -> None:

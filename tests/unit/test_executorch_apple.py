@@ -28,6 +28,7 @@ from runtimes.mil.package import Package
 from runtimes.pte.program import Program
 from tests.oracle import trace_of
 from tests.unit.small_exports import TOKENS, assert_whole, exported, in_chunks, in_torch, stepping
+from validation.lint import linter
 
 CHUNK = 4
 
@@ -96,6 +97,16 @@ def test_a_package_that_was_taken_out_names_its_functions(whole: Path, tmp_path:
     data = from_pte.call(Program(whole / "model.pte"), "decode").data
     package = Package(from_pte.unpack(data, tmp_path / "out"))
     assert package.functions == ("decode", f"prefill{CHUNK}")
+
+
+def test_the_lint_reads_a_shared_package_once_with_all_its_functions(whole: Path, half: Path) -> None:
+    single, narrow = (linter.lint_artifact(open_artifact(folder)) for folder in (whole, half))
+    assert {finding.rule: finding.severity for finding in single.findings}["fp32-compute"] == "error"
+    assert single.findings[0].places[0].startswith("decode: ")
+    linears = next(finding for finding in single.findings if finding.rule == "linear")
+    assert linears.count == 2 * (12 + 14 + 1) + 2  # projections, without value adapters at first; masks of each prefill
+    assert narrow.count("error") == 0
+    assert {finding.rule for finding in narrow.findings} >= {"linear", "indexing", "fp32-io"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from exporter import export
+from exporter import export, registry
 from runtimes import manifest
 from runtimes.errors import BadCheckpoint, WrongCall
 from runtimes.tokenizer import PILE_FILE, open_tokenizer
@@ -135,8 +136,8 @@ def test_the_python_of_the_readme_runs(
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ({"targets": []}, "no target was named", "known: coreml, "),
-        ({"targets": ["onxn-cpu"]}, "unknown target 'onxn-cpu'", "did you mean 'onnx-cpu'? known: coreml, "),
+        ({"targets": []}, "no target was named", "known: coreai, coreml"),
+        ({"targets": ["onxn-cpu"]}, "unknown target 'onxn-cpu'", "did you mean 'onnx-cpu'? known: coreai, coreml"),
         ({"targets": ["torch"], "precision": "fp23"}, "target torch has no precision 'fp23'", "did you mean 'fp32'?"),
         (
             {"targets": ["coreml", "torch"], "precision": "fp16"},
@@ -146,7 +147,6 @@ def test_the_python_of_the_readme_runs(
         ({"targets": ["torch"], "options": {"ios": "17"}}, "no option 'ios' in torch", "these targets have no options"),
         ({"targets": ["coreml"], "options": {"oss": "17"}}, "no option 'oss' in coreml", "did you mean 'ios'?"),
         ({"targets": ["coreml"], "options": {"ios": "9"}}, "option ios cannot be '9'", "known: 16, 17, 18"),
-        ({"targets": ["coreml"], "prefill": [4]}, "target coreml has no prefill graphs yet", "targets that have: "),
         ({"targets": ["torch"], "prefill": [4, 1]}, "prefill size 1 is not between 2 and 512", None),
         ({"targets": ["torch"], "prefill": [513]}, "prefill size 513 is not between 2 and 512", None),
         ({"targets": ["torch"], "ln_x_eps": 0.0}, "ln_x eps 0.0 is not between 0 and 1", "official models use 64e-5"),
@@ -163,9 +163,22 @@ def test_a_choice_that_cannot_be_meant_is_refused_with_what_can(
     assert not (tmp_path / "out").exists()
 
 
+def test_prefill_is_refused_where_a_target_has_none(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, file = registry.find("torch")
+    monkeypatch.setattr(registry, "find", lambda name: (dataclasses.replace(target, prefill=False), file))
+    with pytest.raises(WrongCall, match="target torch has no prefill graphs yet") as refused:
+        export(exports.checkpoint("7"), targets=["torch"], prefill=[4], out=tmp_path / "out")
+    assert "onnx-cpu" in (refused.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"state": "mlstate"}, "MLState needs iOS 18, not 17"), ({"names": "rwkv-mobile"}, "three state tensors a layer")],
+    [
+        ({"state": "mlstate"}, "MLState is float16 only, not fp32"),
+        ({"names": "rwkv-mobile"}, "three state tensors a layer"),
+    ],
 )
 def test_what_one_target_cannot_do_is_refused_before_another_is_begun(
     exports: Exports, tmp_path: Path, options: dict[str, str], message: str

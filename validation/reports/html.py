@@ -74,6 +74,7 @@ def render(results: Sequence[Results]) -> str:
         machines=_machines(rows, results),
         chapters=[chapter for chapter in (make(rows) for make in CHAPTERS) if chapter],
         taken=taken(rows),
+        lints=list(dict.fromkeys(lint for document in results for lint in document.lint)),
         read=[row for row in rows if row.quality],
         passages=_passages(rows),
         chunkings=_chunkings(rows),

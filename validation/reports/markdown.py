@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from validation.lint.findings import Finding, Lint
 from validation.outcome import Quality, Results
 from validation.reports.delegates import Taken, taken
 from validation.reports.rows import Row, join, said, verdict
@@ -45,6 +46,7 @@ TEXT_HEADER = (
     "top-1",
 )
 DELEGATE_HEADER = ("Artifact", "Delegate calls", "Left outside", "Target", "MACs inside", "weights", "operators")
+LINT_HEADER = ("Linted artifact", "Severity", "Rule", "Found", "times")
 LEFT = 4
 """Columns of words in each table; the others hold numbers and are aligned right."""
 
@@ -59,6 +61,8 @@ def render(results: Results) -> str:
         lines += ["", *_table(TEXT_HEADER, [_text_cells(part) for part in read])]
     if found := taken(rows):
         lines += ["", *_table(DELEGATE_HEADER, [_delegate_cells(line) for line in found])]
+    if linted := [line for lint in results.lint for line in _lint_lines(lint)]:
+        lines += ["", *_table(LINT_HEADER, linted)]
     lines += _items("Reasons", [(row, reason) for row in rows for reason in row.reasons])
     lines += _items("Warnings", [(row, text) for row in rows if row.latency for text in row.latency.warnings])
     machine = results.machine
@@ -106,6 +110,23 @@ def _delegate_cells(line: Taken) -> list[str]:
     identity = line.row.identity
     words = map(_text, (identity.artifact, line.calls, line.outside, f"{identity.target} {identity.precision}"))
     return [*words, *(" ".join(pair) for pair in (line.macs, line.weights)), line.operators[1]]
+
+
+def _lint_lines(lint: Lint) -> list[list[str]]:
+    """A line for each finding, or one that says that there is none."""
+    artifact = _text(f"{lint.artifact} ({lint.target} {lint.precision})")
+    if not lint.findings:
+        return [
+            [artifact, NOTHING, NOTHING, _text(lint.trouble or f"nothing in {lint.operations} operations"), NOTHING]
+        ]
+    return [
+        [artifact, finding.severity, _text(finding.rule), _text(_found(finding)), str(finding.count)]
+        for finding in lint.findings
+    ]
+
+
+def _found(finding: Finding) -> str:
+    return f"{finding.what}, first in {finding.places[0]}; {finding.fix}" if finding.places else finding.what
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:

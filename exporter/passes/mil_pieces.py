@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporter.contract import ModelSpec
+from exporter.contract import Job, ModelSpec, Option
 from exporter.models.layers import StepModel
 from exporter.models.primitives import last
 
 GIGABYTE = 1e9
+AUTO = 0.9  # GB: larger packages are reported to leave the Neural Engine, or to be killed for memory on a phone
+CHUNK = Option(
+    "chunk",
+    ("auto", "none", "0.1", "0.3", "0.9", "1.8"),
+    "auto",
+    "most GB of a package before weights are compressed, cut between layers; auto is 0.9",
+)
 
 
 class Piece(nn.Module):
@@ -53,6 +62,21 @@ class Piece(nn.Module):
 def whole(model: StepModel) -> list[Piece]:
     """The step in one piece."""
     return [Piece(model, 0, len(model.blocks), handed=False)]
+
+
+def chosen(job: Job) -> list[Piece]:
+    """The step as CHUNK wants it: in one piece where it is small enough, or where nothing is to be cut."""
+    model, budget = cast(StepModel, job.model), job.options[CHUNK.name]
+    if budget == "none":
+        return whole(model)
+    width = 4 if job.precision == "fp32" else 2
+    return pieces(model, job.spec, AUTO if budget == "auto" else float(budget), width=width)
+
+
+def numbered(file: str, count: int) -> list[str]:
+    """Names of the packages that a package is cut into."""
+    stem, _, ending = file.rpartition(".")
+    return [f"{stem}-{number}of{count}.{ending}" for number in range(1, count + 1)] if count > 1 else [file]
 
 
 def pieces(model: StepModel, spec: ModelSpec, budget: float, *, width: int) -> list[Piece]:

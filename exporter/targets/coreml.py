@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from exporter import graph, mil, ports
+from exporter import graph, mil, mobile, ports
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.mil import Port, Recipe, identifier
 from exporter.models.layers import StepModel
 from exporter.passes import mil_mixed
 from exporter.passes.mil_compress import SCHEMES, compress, kept
-from exporter.passes.mil_pieces import Piece, whole
-from exporter.passes.mil_pieces import pieces as cut
+from exporter.passes.mil_pieces import CHUNK, Piece, chosen, numbered, whole
 from exporter.quiet import quiet
 from runtimes.errors import WrongCall
 from runtimes.manifest import Graph, Kept, Precision, StateTensor
@@ -43,19 +42,18 @@ TARGETS = (
             Option(
                 "state", ("explicit", "mlstate"), "explicit", "state as inputs and outputs, or kept by Core ML (iOS 18)"
             ),
+            CHUNK,
             Option(
-                "chunk",
-                ("auto", "none", "0.1", "0.3", "0.9", "1.8"),
-                "auto",
-                "most GB of a package before weights are compressed, cut between layers; auto is 0.9",
+                "names",
+                ("own", "rwkv-mobile"),
+                "own",
+                "rwkv-mobile: the folder that runtime loads, of one package, with its names and stacked state",
             ),
         ),
         prefill=True,
         also_runs=("coreml:cpu", "coreml:gpu", "coreml:ane"),
     ),
 )
-
-AUTO = 0.9  # GB: larger packages are reported to leave the Neural Engine, or to be killed for memory on a phone
 
 
 def missing() -> str | None:
@@ -78,14 +76,18 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
         raise WrongCall(
             f"mixed keeps arithmetic per head in float32, and RWKV-{spec.version} has none", hint="use fp16 or fp32"
         )
+    if options["names"] == "rwkv-mobile":
+        mobile.refuse(spec, precision, options)
 
 
 def export(job: Job, folder: Path) -> Written:
     """Convert the step to one function for each number of tokens, a piece of the step at a time."""
+    if job.options["names"] == "rwkv-mobile":
+        return mobile.export(job, folder, _recipe(job), _precision(job.precision))
     state = ports.own(job.spec, dtype=_state(job.precision), rename=identifier).state
-    pieces, sizes = _pieces(job), mil.sizes(job.prefill)
+    pieces, sizes = whole(cast(StepModel, job.model)) if _held(job) else chosen(job), mil.sizes(job.prefill)
     places = mil.packages(list(sizes), job.options["ios"])
-    files = {file: _numbered(file, len(pieces)) for file, _ in places.values()}
+    files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
     for number in range(len(pieces)):
         made = _functions(job, pieces, number, state)
         for file, parts in files.items():
@@ -100,22 +102,6 @@ def export(job: Job, folder: Path) -> Written:
     if _held(job):
         state = tuple(replace(tensor, output=tensor.input) for tensor in state)
     return Written(tuple(graphs), state, _precision(job.precision), tools, _usage(job, state, len(pieces)))
-
-
-def _pieces(job: Job) -> list[Piece]:
-    """The step, in one piece where it is small enough or nothing is to be cut."""
-    model = cast(StepModel, job.model)
-    budget = job.options["chunk"]
-    if budget == "none" or _held(job):
-        return whole(model)
-    width = 4 if job.precision == "fp32" else 2
-    return cut(model, job.spec, AUTO if budget == "auto" else float(budget), width=width)
-
-
-def _numbered(file: str, count: int) -> list[str]:
-    """Names of the packages that a package is cut into."""
-    stem, _, ending = file.rpartition(".")
-    return [f"{stem}-{number}of{count}.{ending}" for number in range(1, count + 1)] if count > 1 else [file]
 
 
 def _functions(job: Job, pieces: Sequence[Piece], number: int, state: Sequence[StateTensor]) -> dict[str, Any]:

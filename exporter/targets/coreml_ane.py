@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,10 @@ from torch import Tensor
 from exporter import graph, mil, ports
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.mil import Port, Recipe, identifier
-from exporter.models.layers import StepModel
 from exporter.passes.ane_form import Form
 from exporter.passes.ane_norm import teach_coremltools
 from exporter.passes.mil_compress import SCHEMES, compress, kept
-from exporter.passes.mil_pieces import Piece, whole
-from exporter.passes.mil_pieces import pieces as cut
+from exporter.passes.mil_pieces import CHUNK, Piece, chosen, numbered
 from exporter.quiet import quiet
 from runtimes.errors import WrongCall
 from runtimes.manifest import Graph, Kept, Lookup, Precision, StateTensor
@@ -36,19 +34,13 @@ TARGETS = (
         spelling=Spelling(contract="row", l2_eps=1e-7, block=16),
         options=(
             Option("ios", ("16", "17", "18"), "18", "oldest iOS to support (macOS 13, 14, 15)"),
-            Option(
-                "chunk",
-                ("auto", "none", "0.1", "0.3", "0.9", "1.8"),
-                "auto",
-                "most GB of a package before weights are compressed, cut between layers; auto is 0.9",
-            ),
+            CHUNK,
         ),
         prefill=True,
         also_runs=("coreml:ane", "coreml:gpu", "coreml:cpu"),
     ),
 )
 
-AUTO = 0.9  # GB: larger packages are reported to leave the engine, or to be killed for memory on a phone
 NORMAL = 2.0**-14  # the smallest float16 that keeps all its bits, and that no engine takes for zero
 ROW = "row"
 TABLE = "embedding.bin"
@@ -66,9 +58,9 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 
 def export(job: Job, folder: Path) -> Written:
     """Convert the form of each piece to one function for each number of tokens; write the table beside the packages."""
-    dtype, sizes, pieces = _dtype(job.precision), mil.sizes(job.prefill), _pieces(job)
+    dtype, sizes, pieces = _dtype(job.precision), mil.sizes(job.prefill), chosen(job)
     places = mil.packages(list(sizes), job.options["ios"])
-    files = {file: _numbered(file, len(pieces)) for file, _ in places.values()}
+    files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
     state: list[StateTensor] = []
     for number, piece in enumerate(pieces):
         with graph.loaded(piece, job.progress):
@@ -95,20 +87,6 @@ def export(job: Job, folder: Path) -> Written:
 def _dtype(precision: str) -> str:
     """Of the table, of the state and of what is handed between packages."""
     return "float32" if precision == "fp32" else "float16"
-
-
-def _pieces(job: Job) -> list[Piece]:
-    """The step, in one piece where it is small enough or nothing is to be cut."""
-    model, budget = cast(StepModel, job.model), job.options["chunk"]
-    if budget == "none":
-        return whole(model)
-    return cut(model, job.spec, AUTO if budget == "auto" else float(budget), width=4 if job.precision == "fp32" else 2)
-
-
-def _numbered(file: str, count: int) -> list[str]:
-    """Names of the packages that a package is cut into."""
-    stem, _, ending = file.rpartition(".")
-    return [f"{stem}-{number}of{count}.{ending}" for number in range(1, count + 1)] if count > 1 else [file]
 
 
 def _functions(job: Job, pieces: Sequence[Piece], number: int) -> tuple[Form, dict[str, Any], Sequence[StateTensor]]:

@@ -57,7 +57,9 @@ class _Chain:
     def __init__(self, artifact: Artifact, graph: Graph, units: Any) -> None:
         paths = [artifact.folder / file for file in (graph.file, *graph.then)]
         self.models = [_load(path, graph.function, units) for path in paths]
-        self.takes = [set(Package(path).function(graph.function).inputs) for path in paths]
+        functions = [Package(path).function(graph.function) for path in paths]
+        self.takes = [set(function.inputs) for function in functions]
+        self.shape = functions[0].inputs[graph.input].shape
 
     def predict(self, feed: dict[str, Array], **held: Any) -> dict[str, Array]:
         """All that the models gave; `held` goes to every model."""
@@ -85,7 +87,7 @@ def _explicit(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
         feed = {tensor.input: array for tensor, array in zip(manifest.state, state, strict=True)}
-        out = chain.predict({graph.input: lookup.fed(graph, table, tokens), **feed})
+        out = chain.predict({graph.input: lookup.fed(graph, table, tokens).reshape(chain.shape), **feed})
         logits = lookup.joined(graph, out, manifest.model.vocab)
         return logits, tuple(out[tensor.output].astype(tensor.dtype) for tensor in manifest.state)
 
@@ -103,7 +105,7 @@ def _stateful(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
         held = chain.models[0].make_state()  # one package has all of it
         for tensor, array in zip(manifest.state, state, strict=True):
             held.write_state(tensor.input, array.astype(np.float32))
-        out = chain.predict({graph.input: tokens.astype(graph.input_dtype)}, state=held)
+        out = chain.predict({graph.input: tokens.astype(graph.input_dtype).reshape(chain.shape)}, state=held)
         new = tuple(np.asarray(held.read_state(tensor.output), tensor.dtype) for tensor in manifest.state)
         return out[graph.output], new
 

@@ -96,7 +96,8 @@ class _Run:
     evaluator: Evaluator | Chain
 
     def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        inputs = {self.graph.input: lookup.fed(self.graph, self.table, tokens)}
+        shape = self.evaluator.function.inputs[self.graph.input].shape
+        inputs = {self.graph.input: lookup.fed(self.graph, self.table, tokens).reshape(shape)}
         states: dict[str, Array] = {}
         for tensor, value in zip(self.manifest.state, state, strict=True):
             (states if tensor.input == tensor.output else inputs)[tensor.input] = value
@@ -151,7 +152,7 @@ def _check_ports(graph: Graph, manifest: Manifest, function: Function | Whole) -
         else:
             taken[tensor.input] = given[tensor.output] = port
     rows = () if graph.lookup is None else (graph.lookup.width,)
-    taken[graph.input] = TensorType(graph.input_dtype.upper(), (graph.tokens, *rows))
+    taken[graph.input] = TensorType(graph.input_dtype.upper(), (*_leading(manifest), graph.tokens, *rows))
     given |= _logits(graph, manifest, outputs)
     for what, wanted, found in (
         ("input", taken, function.inputs),
@@ -170,7 +171,12 @@ def _logits(graph: Graph, manifest: Manifest, outputs: Mapping[str, TensorType])
     parts = {name: outputs[name] for name in lookup.logits(graph)}
     if graph.lookup and sum(part.shape[-1] for part in parts.values()) >= manifest.model.vocab:
         return parts
-    return {graph.output: TensorType(outputs[graph.output].element, (1, manifest.model.vocab))}
+    return {graph.output: TensorType(outputs[graph.output].element, (*_leading(manifest), 1, manifest.model.vocab))}
+
+
+def _leading(manifest: Manifest) -> tuple[int, ...]:
+    """Axes before those of our own names, of size 1."""
+    return (1,) if manifest.target.options.get("names") == "rwkv-mobile" else ()
 
 
 def _check_call(graph: Graph, manifest: Manifest, call: from_pte.Call, function: Function) -> None:

@@ -14,10 +14,9 @@ import torch
 from exporter import graph
 from exporter.contract import Spelling
 from exporter.model import open_model
-from exporter.passes import ane_form
+from exporter.passes import ane_form, mil_pieces
 from exporter.passes.ane_form import Form
 from exporter.progress import silent
-from exporter.targets import coreml_ane
 from exporter.targets.coreml_ane import TARGETS
 from runtimes import lookup, manifest
 from runtimes.backends import mil
@@ -130,7 +129,7 @@ def test_a_wide_head_comes_in_parts_that_the_runtime_joins(
 
 
 def test_packages_of_some_layers_each_compute_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreml_ane, "AUTO", 1e-9)  # GB: each layer by itself
+    monkeypatch.setattr(mil_pieces, "AUTO", 1e-9)  # GB: each layer by itself
     folder = exported("7", "coreml-ane", tmp_path, layers=3, precision="fp32", prefill=(CHUNK,))
     document = manifest.read(folder)
     assert [each.then for each in document.graphs] == [("model-2of3.mlpackage", "model-3of3.mlpackage")] * 2
@@ -143,7 +142,7 @@ def test_packages_of_some_layers_each_compute_the_whole(tmp_path: Path, monkeypa
 def test_packages_of_some_layers_are_refused_where_layers_look_tables_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coreml_ane, "AUTO", 1e-9)
+    monkeypatch.setattr(mil_pieces, "AUTO", 1e-9)
     with pytest.raises(WrongCall, match="looks up tables in every layer"):
         exported("7a", "coreml-ane", tmp_path, layers=2, precision="fp32")
 

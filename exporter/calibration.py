@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from exporter import bundled
 from exporter.checkpoint import check_finite
-from exporter.contract import ModelSpec, Option
+from exporter.contract import ModelSpec, Option, Target
 from exporter.graph import arguments, holding
 from exporter.models.layers import Linear, StepModel
 from exporter.models.parameters import value
@@ -40,13 +42,39 @@ def refuse(spec: ModelSpec, precision: str, option: str, *, four_bits: bool) -> 
     hint = f"leave out -O {OPTION.name}={option}"
     if not four_bits:
         raise WrongCall(f"precision {precision} stores no matrix in 4 bits to calibrate", hint=hint)
+    require_tokenizer(spec, hint)
+
+
+def require_tokenizer(spec: ModelSpec, hint: str) -> None:
+    """Raise WrongCall where no text can be read."""
     if kind_for(spec.vocab) == "none":
         raise WrongCall(f"no known tokenizer has {spec.vocab} tokens to read a text with", hint=hint)
 
 
-def passage(encode: Callable[[str], Sequence[int]]) -> Sequence[int]:
-    """The tokens to calibrate on: of the bundled text, from character SKIPPED on, which `validate` does not read."""
-    return encode(bundled.HELDOUT.read_text("ascii")[SKIPPED:])[:TOKENS]
+def read_text(path: Path) -> str:
+    """A text to calibrate on; raises WrongCall where it cannot be read, is empty, or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongCall(f"cannot read {path} to calibrate on: {error}", hint="name a plain text file") from error
+    if not text.strip():
+        raise WrongCall(f"{path} has no text to calibrate on", hint="a page or more is enough")
+    return text
+
+
+def require_read(target: Target, precision: str, options: Mapping[str, str], text: str) -> Mapping[str, str]:
+    """What the manifest's options say of a text; raises WrongCall where the export would not read it."""
+    if precision not in target.calibrated and options.get(OPTION.name, "none") == "none":
+        hint = f"-p {' or '.join(target.calibrated)}" if target.calibrated else f"-O {OPTION.name}=gptq, with 4 bits"
+        raise WrongCall(f"{target.name} in {precision} reads no text to calibrate on", hint=hint)
+    return {"calibration": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def passage(encode: Callable[[str], Sequence[int]], text: str | None = None) -> Sequence[int]:
+    """The tokens to calibrate on: of `text`, or of the bundled one what `validate` does not read, from SKIPPED on."""
+    if text is None:
+        text = bundled.HELDOUT.read_text("ascii")[SKIPPED:]
+    return encode(text)[:TOKENS]
 
 
 def inputs_of(model: nn.Module, spec: ModelSpec, tokens: Sequence[int], progress: Progress) -> Mapping[str, Array]:
@@ -63,12 +91,33 @@ def inputs_of(model: nn.Module, spec: ModelSpec, tokens: Sequence[int], progress
             sums[name] = x.new_zeros(x.shape[-1], x.shape[-1])
         sums[name].addmm_(x.T, x)
 
-    step = cast(StepModel, model)
-    with holding(model, _values(model, progress)), _watched(step, see):
-        _read(step, spec, tokens, progress)
+    _watch(model, spec, tokens, see, progress)
     for name, moment in sums.items():
         check_finite(f"what {name} takes", moment)
     return {name: (moment / len(tokens)).numpy() for name, moment in sums.items()}
+
+
+def ranges_of(
+    model: nn.Module, spec: ModelSpec, tokens: Sequence[int], progress: Progress
+) -> Mapping[str, tuple[float, float]]:
+    """The least and the largest input of every linear of a step module, by its weight's name; else as `inputs_of`."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        check_finite(f"what {name} takes", x)
+        least, largest = found.get(name, (0.0, 0.0))
+        found[name] = min(least, float(x.min())), max(largest, float(x.max()))
+
+    _watch(model, spec, tokens, see, progress)
+    return found
+
+
+def _watch(
+    model: nn.Module, spec: ModelSpec, tokens: Sequence[int], see: Callable[[str, Tensor], None], progress: Progress
+) -> None:
+    step = cast(StepModel, model)
+    with holding(model, _values(model, progress)), _watched(step, see):
+        _read(step, spec, tokens, progress)
 
 
 def _values(model: nn.Module, progress: Progress) -> dict[str, Tensor]:

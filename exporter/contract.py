@@ -119,12 +119,17 @@ class Version(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """A choice a target offers, set by `-O name=value`."""
+    """A choice a target offers, set by `-O name=value`.
+
+    values: what it can be; empty where it is free text
+    read:   free text as the manifest has it, which names no file of this machine; raises WrongCall
+    """
 
     name: str
     values: tuple[str, ...]
     default: str
     help: str
+    read: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,9 @@ class Target:
     precisions: what -p accepts, the default first -> row of validation/tolerances.toml it is held to
     prefill:    whether fixed-length graphs of several tokens can be written beside the step
     also_runs:  other "runtime:device" places that open the same artifact
+    kernel:     the one of those, or of others, that computes the same graphs exactly, so that what the device's kernels
+                cost can be told from what quantising does
+    calibrated: precisions that find ranges on a text
     """
 
     name: str
@@ -151,6 +159,8 @@ class Target:
     options: tuple[Option, ...] = ()
     prefill: bool = False
     also_runs: tuple[str, ...] = ()
+    kernel: str | None = None
+    calibrated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,7 @@ class Job:
     model:   the step module, its parameters on the meta device (exporter.models.parameters gives them values)
     prefill: graph sizes wanted beside 1
     encode:  text to the model's token ids; raises WrongCall or Missing without a tokenizer
+    text:    what to calibrate on; None for the bundled text
     """
 
     target: Target
@@ -170,6 +181,7 @@ class Job:
     model: torch.nn.Module
     encode: Callable[[str], Sequence[int]]
     progress: Progress
+    text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,13 @@ from runtimes.manifest import Coverage
 
 PLUMBING = ("getitem", "executorch_call_delegate", "alloc")
 PRODUCTS = ("linear", "mm", "bmm", "matmul", "addmm", "convolution")
+
+REASONS = {
+    r"embedding|index_select|gather": "rows are looked up in a table, which the delegate has no operator for",
+    r"quantize_per_(tensor|channel)": "what goes into the program and comes out is float32, and the delegate's is not",
+    r"_to_dim_order_copy|_to_copy": "types change between the program and its tables or delegate",
+}
+"""Patterns of operators, and why they stay outside."""
 
 
 @dataclass
@@ -45,7 +53,13 @@ def coverage(program: Any) -> Coverage:
         macs_outside=outside.macs,
         weights_inside=sum(inside.weights.values()),
         weights_outside=sum(outside.weights.values()),
+        why={name: reason for name in sorted(outside.operators) if (reason := _why(name)) and delegates},
     )
+
+
+def _why(operator: str) -> str | None:
+    """Why delegates leave an operator outside, where its name tells."""
+    return next((reason for pattern, reason in REASONS.items() if re.search(pattern, operator)), None)
 
 
 def _delegated(program: Any) -> Iterator[Any]:

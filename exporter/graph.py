@@ -39,7 +39,7 @@ def trace_without_weights(model: nn.Module, inputs: tuple[Tensor, ...], shapes: 
     Peak memory is that of the graph alone, whatever the size of the model. The module itself is left as it was.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fakes = {name: torch.empty(made.shape) for name, made in model.named_parameters()}
+        fakes = {name: torch.empty(made.shape, dtype=made.dtype) for name, made in model.named_parameters()}
         with holding(model, fakes):
             return trace(model, inputs, shapes)
 

@@ -235,5 +235,5 @@ let logits = out.featureValue(for: "logits")!.multiArrayValue!
 ```"""
 
 FUNCTIONS = """There are {names}: where the table above names functions, choose one with `configuration.functionName`
-before the model is opened. Each takes exactly as many tokens as it is listed with. Feed a prompt by the largest that
-fit, and what is left over one token at a time, each call with the state of the one before."""
+before the model is opened. Without a mask each takes exactly as many tokens as it is listed with: feed a prompt by the
+largest that fit, and what is left over one token at a time, each call with the state of the one before."""

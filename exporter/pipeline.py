@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter import readme, registry, sources
+from exporter import keep, readme, registry, sources
 from exporter.atomic import replacing
+from exporter.calibration import read_text, require_read
 from exporter.contract import Job, Target, TargetFile, Written
 from exporter.model import Model, open_model
 from exporter.progress import Advance, Progress, silent
@@ -21,7 +22,7 @@ from runtimes import manifest
 from runtimes.errors import WrongCall
 from runtimes.stacking import parts
 
-TOOLS = ("rwkv-export", "torch", "numpy", "onnx", "onnx-ir", "onnxscript")
+TOOLS = ("rwkv-export", "torch", "numpy", "onnx", "onnx-ir", "onnxscript", "coremltools")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
     options: Mapping[str, str]
     prefill: tuple[int, ...]
     folder: Path
+    text: str | None = None
 
 
 def export(
@@ -46,6 +48,7 @@ def export(
     prefill: Sequence[int] = (),
     ln_x_eps: float | None = None,
     state: str | Path | None = None,
+    calibration: str | Path | None = None,
     progress: Progress = silent,
 ) -> list[Path]:
     """Write one artifact folder `<model>.<target>.<precision>` in `out` for each target, and return the folders.
@@ -56,6 +59,7 @@ def export(
     prefill:    sizes of additional graphs that take several tokens at once
     ln_x_eps:   epsilon of the group norm over heads, if not the official 64e-5
     state:      file of tuned `time_state` tensors that become the initial state
+    calibration: UTF-8 text that ranges are found on, and 4 bits rounded by; bundled text if None
 
     Everything that can be refused is refused before the first artifact is begun; an artifact appears whole or not at
     all, and replaces an older one in one step. Raises WrongCall, BadCheckpoint or Missing.
@@ -65,12 +69,15 @@ def export(
     found = [registry.find(name) for name in dict.fromkeys(targets)]
     chosen = registry.choose_options([target for target, _ in found], options or {})
     model = open_model(checkpoint, ln_x_eps=ln_x_eps, state=state)
+    text = None if calibration is None else read_text(Path(calibration))
     plans = []
     for target, file in found:
         exact = registry.choose_precision(target, precision)
         file.refuse(model.spec, exact, chosen[target.name])
+        keep.require_known(chosen[target.name], (name for name, _ in model.build(target.spelling).named_parameters()))
         folder = Path(out) / f"{model.checkpoint.name}.{target.name}.{exact}"
-        plans.append(Plan(target, file, exact, chosen[target.name], _sizes(target, prefill), folder))
+        settings = {**chosen[target.name], **(require_read(target, exact, chosen[target.name], text) if text else {})}
+        plans.append(Plan(target, file, exact, settings, _sizes(target, prefill), folder, text))
     with progress("hashing the checkpoint"):
         sources.remember(model.checkpoint)
     for plan in plans:
@@ -95,7 +102,7 @@ def _write(plan: Plan, model: Model, progress: Progress) -> None:
 
     module = model.build(plan.target.spelling)
     encode = partial(encoded, model)
-    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, encode, staged)
+    job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, encode, staged, plan.text)
     with replacing(plan.folder, _identity(plan, model)) as folder:
         written = plan.file.export(job, folder)
         document = _describe(plan, model, written, folder)
@@ -125,6 +132,7 @@ def _describe(plan: Plan, model: Model, written: Written, folder: Path) -> manif
         precision=plan.precision,
         tolerance=plan.target.precisions[plan.precision],
         options=plan.options,
+        kernel=plan.target.kernel,
     )
     return manifest.Manifest(
         schema=manifest.SCHEMA,

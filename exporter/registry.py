@@ -32,6 +32,11 @@ def targets() -> dict[str, Target]:
     return dict(sorted(known.items()))
 
 
+def file_of(name: str) -> TargetFile:
+    """The file that a target is in."""
+    return _files()[name]
+
+
 def missing(name: str) -> str | None:
     """Why `name` cannot be exported on this machine, or None."""
     return _files()[name].missing()
@@ -65,9 +70,10 @@ def choose_options(chosen: Sequence[Target], given: Mapping[str, str]) -> dict[s
             names = ", ".join(target.name for target in chosen)
             hint = did_you_mean(name, known) if known else "these targets have no options"
             raise WrongCall(f"no option {name!r} in {names}", hint=hint)
-        if value not in known[name].values:
+        if known[name].values and value not in known[name].values:
             raise WrongCall(f"option {name} cannot be {value!r}", hint=did_you_mean(value, known[name].values))
+    read = {name: known[name].read(value) for name, value in given.items()}
     return {
-        target.name: {option.name: given.get(option.name, option.default) for option in target.options}
+        target.name: {option.name: read.get(option.name, option.default) for option in target.options}
         for target in chosen
     }

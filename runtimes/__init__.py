@@ -7,7 +7,7 @@ from pathlib import Path
 from runtimes import registry
 from runtimes.contract import Artifact, Session
 from runtimes.errors import WrongCall
-from runtimes.manifest import open_artifact
+from runtimes.manifest import Manifest, open_artifact
 
 
 def open_session(artifact: str | Path, on: str | None = None) -> Session:
@@ -30,13 +30,18 @@ def open_on(artifact: Artifact, place: str) -> Session:
 
 def check_reads(artifact: Artifact, place: str) -> None:
     """Raise WrongCall where the runtime of `place` opens no such graphs, whether it can run on this machine or not."""
-    name, _ = registry.parse(place)
-    reads, graphs = registry.load(name).READS, artifact.manifest.graphs
-    if not any(graph.file.endswith(reads) for graph in graphs):
+    if not reads(artifact.manifest, place):
+        endings, graph = registry.load(registry.parse(place)[0]).READS, artifact.manifest.graphs[0]
         raise WrongCall(
-            f"{place} reads {' '.join(reads)} graphs; {artifact.folder.name} holds {graphs[0].file}",
+            f"{place} reads {' '.join(endings)} graphs; {artifact.folder.name} holds {graph.file}",
             hint=f"this artifact runs on {artifact.manifest.target.runtime}",
         )
 
 
-__all__ = ["check_reads", "open_on", "open_session"]
+def reads(manifest: Manifest, place: str) -> bool:
+    """Whether the runtime of `place` opens an artifact's kind of graphs; raises WrongCall for an unknown place."""
+    name, _ = registry.parse(place)
+    return any(graph.file.endswith(registry.load(name).READS) for graph in manifest.graphs)
+
+
+__all__ = ["check_reads", "open_on", "open_session", "reads"]

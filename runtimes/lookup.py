@@ -24,8 +24,15 @@ def open_table(artifact: Artifact, graph: Graph) -> Array | None:
 
 
 def fed(graph: Graph, table: Array | None, tokens: Array) -> Array:
-    """What the graph's token input takes: the ids, (tokens,), or their rows, (tokens, width)."""
+    """What the graph's token input takes: the ids, (tokens,), or their rows, (tokens, width), filled up for a mask."""
+    if graph.mask:
+        tokens = np.pad(tokens, (0, graph.tokens - len(tokens)))
     return (tokens if table is None else table[tokens]).astype(graph.input_dtype)
+
+
+def masks(graph: Graph, tokens: Array, dtype: str) -> dict[str, Array]:
+    """The mask by its input's name, where the graph has one."""
+    return {graph.mask: (np.arange(graph.tokens) < len(tokens)).astype(dtype)} if graph.mask else {}
 
 
 def logits(graph: Graph) -> Sequence[str]:

@@ -47,7 +47,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """Where it is meant to run, and the options it was exported with."""
+    """Where it is meant to run, and the options it was exported with.
+
+    kernel: place that computes the same graphs without the device's rounding, "ort:cpu", where there is one
+    """
 
     name: str
     runtime: str
@@ -55,6 +58,7 @@ class Target:
     precision: str
     tolerance: str
     options: Mapping[str, str] = field(default_factory=dict)
+    kernel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Coverage:
     inside, outside: operators by name and count, taken by delegates and left to the runtime's own kernels
     macs_inside, macs_outside: multiply-accumulates of one call, of matrix products and convolutions
     weights_inside, weights_outside: bytes of constants
+    why: operator left outside -> the reason, of those whose reason is known
     """
 
     delegates: Mapping[str, int]
@@ -74,6 +79,7 @@ class Coverage:
     macs_outside: int
     weights_inside: int
     weights_outside: int
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ class Graph:
     lookup:   where the token input takes rows of a table, (tokens, width), and not the ids: the table, of `input_dtype`
                  the outputs may then have padding after the logits
     output_rest: further outputs, each (1, n), that go on where `output` ends
+    mask:     input of as many ones as there are tokens, then zeros, (tokens,), in the type of the state; where there is
+                 one, ids or rows that only fill up follow those of the tokens
+    compiled: the same graph as a device's compiler left it, a file that only such devices and their emulators open
     then:     where `file` does not hold the whole: those run after it, in turn; what one gives the next take, by name
     """
 
@@ -111,6 +120,8 @@ class Graph:
     lookup: Lookup | None = None
     output_rest: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    mask: str | None = None
+    compiled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,7 +237,7 @@ def _check_references(manifest: Manifest, path: Path) -> None:
     """Every file the manifest speaks of is among its hashed files (a package folder: some file below it)."""
     listed = [f"{file.path}/" for file in manifest.files]
     tables = (graph.lookup.file for graph in manifest.graphs if graph.lookup)
-    graphs = (file for graph in manifest.graphs for file in (graph.file, *graph.then))
+    graphs = (file for graph in manifest.graphs for file in (graph.file, graph.compiled, *graph.then))
     for name in (*graphs, *tables, manifest.tokenizer.file, manifest.initial_state):
         if name is not None and not any(file.startswith(f"{name}/") for file in listed):
             raise BadArtifact(f"{path} speaks of {name!r}, which is not among its files", hint="export the model again")

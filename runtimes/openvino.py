@@ -1,4 +1,4 @@
-"""Whether ExecuTorch can use this machine's OpenVINO, and how its CPU plug-in is kept to float32; it runs nothing."""
+"""What of OpenVINO is on this machine, and how ExecuTorch's use of it is kept to float32; it runs nothing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 PACKAGE = "openvino"
+COMPRESSOR = "nncf"
+COMPRESSOR_UNFIT = (3, 3)  # it wants types that OpenVINO has since 2026
+WEIGHTS = "model.bin"
 FIRST_UNFIT = 2026
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 WITHOUT_BFLOAT16 = "AVX512_CORE_VNNI"
 
 
+def absent() -> str | None:
+    """Why there is no OpenVINO here, or None; it loads nothing."""
+    found = find_spec(PACKAGE)
+    return None if found else f"the Python package {PACKAGE} is not installed (pip install 'rwkv-export[openvino]')"
+
+
+def cannot_compress() -> str | None:
+    """Why weights cannot be compressed here, or None; it loads nothing."""
+    if find_spec(COMPRESSOR) is None:
+        return f"the Python package {COMPRESSOR} is not installed (pip install 'rwkv-export[openvino]')"
+    found, own = version(COMPRESSOR), version(PACKAGE)
+    if tuple(map(int, found.split(".")[:2])) >= COMPRESSOR_UNFIT and int(own.split(".")[0]) < FIRST_UNFIT:
+        fit = f"{COMPRESSOR}<{'.'.join(map(str, COMPRESSOR_UNFIT))}"
+        return f"{COMPRESSOR} {found} needs a later {PACKAGE} than {own}: pip install '{fit}'"
+    return None
+
+
 def missing() -> str | None:
-    """Why OpenVINO cannot compile or run programs here, or None; it loads nothing."""
-    if find_spec(PACKAGE) is None:
-        return f"the Python package {PACKAGE} is not installed"
+    """Why ExecuTorch cannot compile or run OpenVINO's programs here, or None; it loads nothing."""
+    if reason := absent():
+        return reason
     found = version(PACKAGE)
     if int(found.split(".")[0]) >= FIRST_UNFIT:
         return f"{PACKAGE} {found} reads programs that ExecuTorch has freed: pip install '{PACKAGE}<{FIRST_UNFIT}'"

@@ -7,7 +7,7 @@ import pkgutil
 from types import ModuleType
 from typing import cast
 
-from runtimes import backends
+from runtimes import backends, remote
 from runtimes.contract import Runtime
 from runtimes.errors import Missing, WrongCall, did_you_mean
 
@@ -32,7 +32,9 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Runtime:
-    """The runtime called `name`; raises WrongCall with a suggestion."""
+    """The runtime called `name`, "ort", or "ssh://board/ort" on another machine; raises WrongCall with a suggestion."""
+    if remote.is_remote(name):
+        return cast(Runtime, remote.load(name))
     if name not in names():
         raise WrongCall(f"unknown runtime {name!r}", hint=did_you_mean(name, names()))
     return cast(Runtime, load_plugin(backends, name, "READS", "DEVICES"))
@@ -40,7 +42,9 @@ def load(name: str) -> Runtime:
 
 def parse(place: str) -> tuple[str, str]:
     """Split "ort:cpu" into runtime and device, both checked; "ort" alone means its first device."""
-    name, _, device = place.partition(":")
+    where, inner = remote.split(place) if remote.is_remote(place) else ("", place)
+    name, _, device = inner.partition(":")
+    name = where + name
     devices = load(name).DEVICES
     device = device or devices[0]
     if device not in devices:

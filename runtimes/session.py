@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -28,6 +28,7 @@ class ExplicitSession:
 
     graphs: tokens per call -> run; 1 must be among them
     up_to:  those of these sizes whose graph takes fewer tokens too
+    fetch:  a state tensor as the backend left it -> an array
     placed: called for placement(), because some runtimes know their placement only after the first run
     """
 
@@ -40,6 +41,7 @@ class ExplicitSession:
         placed: Callable[[], Placement],
         close: Callable[[], None] = lambda: None,
         up_to: Collection[int] = (),
+        fetch: Callable[[Any], Array] = np.asarray,
     ) -> None:
         self._specs = tuple(specs)
         self._parts = tuple(part for spec in specs for part in parts(spec))
@@ -49,6 +51,7 @@ class ExplicitSession:
         self._up_to = frozenset(up_to)
         self._placed = placed
         self._close = close
+        self._fetch = fetch
         if 1 not in self._graphs:
             raise BadArtifact("the artifact has no single-token graph")
 
@@ -79,7 +82,7 @@ class ExplicitSession:
 
     def read_state(self, state: State) -> dict[str, Array]:
         """Copies of the state tensors by name, those of each layer by themselves."""
-        pairs = zip(self._specs, self._tensors(state), strict=True)
+        pairs = zip(self._specs, map(self._fetch, self._tensors(state)), strict=True)
         return {name: np.array(array) for spec, stack in pairs for name, array in apart(spec, stack).items()}
 
     def write_state(self, arrays: Mapping[str, Array]) -> State:
@@ -133,10 +136,11 @@ def explicit_session(
     graphs: Mapping[int, Run],
     placed: Callable[[], Placement],
     close: Callable[[], None] = lambda: None,
+    fetch: Callable[[Any], Array] = np.asarray,
 ) -> ExplicitSession:
-    """The session of an artifact whose `graphs` the backend has loaded."""
+    """The session of an artifact whose `graphs` the backend has loaded; `fetch` reads a state tensor off a device."""
     manifest = artifact.manifest
     specs = [tensor.spec() for tensor in manifest.state]
     initial, vocab = stored_initial_state(artifact), manifest.model.vocab
     up_to = [graph.tokens for graph in manifest.graphs if graph.up_to]
-    return ExplicitSession(specs, initial, vocab, graphs, placed, close, up_to)
+    return ExplicitSession(specs, initial, vocab, graphs, placed, close, up_to, fetch)

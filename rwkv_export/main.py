@@ -19,7 +19,11 @@ from rwkv_export.commands.fetch import fetch
 from rwkv_export.commands.generate import generate
 from rwkv_export.commands.inspect import inspect
 from rwkv_export.commands.lint import lint
+from rwkv_export.commands.matrix import matrix
 from rwkv_export.commands.report import report
+from rwkv_export.commands.sensitivity import sensitivity
+from rwkv_export.commands.serve import serve
+from rwkv_export.commands.setup import setup
 from rwkv_export.commands.synth import synth
 from rwkv_export.commands.targets import targets
 from rwkv_export.commands.validate import validate
@@ -29,8 +33,8 @@ BROKEN_PIPE = 141
 """What a shell reports for a program ended by SIGPIPE; typer itself leaves with 130 after SIGINT."""
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Make artifacts": (targets, inspect, export, generate),
-    "Prove and measure": (validate, lint, bench, report, compare),
+    "Make artifacts": (targets, setup, inspect, export, generate),
+    "Prove and measure": (validate, lint, bench, serve, matrix, sensitivity, report, compare),
     "Try it": (demo, synth, fetch),
 }
 

@@ -73,7 +73,7 @@ On = Annotated[
         metavar="RUNTIME:DEVICE",
         autocompletion=complete_places,
         show_default="the place each artifact was made for",
-        help="Where to run, such as ort:cpu. Repeatable. `rwkv-export targets` lists the places.",
+        help="Where to run, such as ort:cpu, or ssh://user@host/ort:cpu. Repeatable. `rwkv-export targets` lists them.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtimes.errors import CheckFailed, Missing
+
 if TYPE_CHECKING:
     from validation.outcome import Results
 
@@ -30,10 +32,35 @@ def deliver(
     return exit_code(results)
 
 
-def write_page(files: Sequence[Path], out: Path) -> None:
-    """Read results files and write the HTML page about all of them."""
-    from runtimes.files import write_text_atomically
+def deliver_many(documents: Sequence[Results], page: Path) -> int:
+    """Print the tables of every machine and write one page about all; returns the exit code over all rows."""
+    from rwkv_export import tables
+    from validation import exit_code, outcome
+
+    merged = outcome.by_machine(documents)
+    for results in merged:
+        tables.print_machine(results.machine)
+        tables.print_results(results)
+    _write_page(merged, page)
+    codes = {exit_code(results) for results in merged}
+    return next((code for code in (CheckFailed.exit_code, Missing.exit_code) if code in codes), 0)
+
+
+def write_page(files: Sequence[Path], out: Path, *, history: Sequence[Path] = ()) -> None:
+    """Read results files and write the HTML page about all of them.
+
+    history: results files of earlier runs, and folders of such
+    """
     from validation import outcome
+
+    earlier = [file for path in history for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    shown = {file.resolve() for file in files}
+    past = [outcome.read(file) for file in earlier if file.resolve() not in shown]
+    _write_page([outcome.read(file) for file in files], out, past)
+
+
+def _write_page(documents: Sequence[Results], out: Path, history: Sequence[Results] = ()) -> None:
+    from runtimes.files import write_text_atomically
     from validation.reports import html
 
-    write_text_atomically(out, html.render([outcome.read(file) for file in files]))
+    write_text_atomically(out, html.render(documents, history=history))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtimes.profile import Profile
     from rwkv_export.survey import Survey
     from validation.comparison import Change
-    from validation.outcome import Identity, Latency, Parity, Quality, Results, Samples
+    from validation.outcome import Identity, Latency, Machine, Parity, Quality, Results, Samples
 
 STYLES = {
     "pass": "green",
@@ -43,13 +43,19 @@ def print_survey(survey: Survey) -> None:
     """Targets and places, what is missing in the last column."""
     targets = _table(_word("target"), _text("what it is"), _text("precisions"), _word("runs on"), _text("export here"))
     for row in survey.targets:
-        options = [f"-O {name}={'|'.join(values)}" for name, values in row.options.items()]
+        options = [f"-O {name}={'|'.join(values) or '...'}" for name, values in row.options.items()]
         what, runs_on = "\n".join((row.summary, *options)), "\n".join(row.places)
         targets.add_row(row.name, what, ", ".join(row.precisions), runs_on, _usable(row.missing))
     places = _table(_word("place"), _word("reads"), _text("run here"))
     for place in survey.places:
         places.add_row(place.place, " ".join(place.reads), _usable(place.missing))
     stdout().print(targets, "", places, sep="\n")
+
+
+def print_machine(machine: Machine) -> None:
+    """A heading for what follows."""
+    facts = (machine.name, machine.cpu, machine.system)
+    stdout().print("", Text(" · ".join(fact for fact in facts if fact), style="bold"), sep="\n")
 
 
 def print_results(results: Results) -> None:
@@ -60,6 +66,7 @@ def print_results(results: Results) -> None:
     console = stdout()
     if results.parity:
         console.print(_parity(results.parity))
+        _print_hops(results.parity)
         _print_notes((row.identity, row.reasons) for row in results.parity)
     if results.parity and (results.quality or results.latency):
         console.print()
@@ -100,6 +107,18 @@ def _parity(rows: Sequence[Parity]) -> Table:
             numbers = [*map(sig, errors), share(row.free.top1)]
         table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
     return table
+
+
+def _print_hops(rows: Sequence[Parity]) -> None:
+    """What the device's kernels cost and what quantising does, where the two are told apart."""
+    from validation.reports import hops
+
+    table = _table(_text("two hops"), _word("kernel against"), *map(_number, hops.HEADER))
+    for row in rows:
+        if row.hops:
+            table.add_row(row.identity.artifact, f"{row.hops.place}, same graph", *hops.cells(row.hops))
+    if table.row_count:
+        stdout().print("", table, sep="\n")
 
 
 def _quality(rows: Sequence[Quality]) -> Table:

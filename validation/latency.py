@@ -85,16 +85,22 @@ def summarise(seconds: Sequence[float], tokens: int) -> Samples:
     )
 
 
+def settled(seconds: Sequence[float]) -> bool:
+    """Whether the medians of the last two windows agree."""
+    if len(seconds) < 2 * WINDOW:
+        return False
+    before, now = np.median(seconds[-2 * WINDOW : -WINDOW]), np.median(seconds[-WINDOW:])
+    return bool(abs(now - before) <= SETTLED * before)
+
+
 def _warm_up(session: Session, step: Step) -> tuple[Step, bool]:
     """Decode until the times settle or the budget is spent, and whether they settled."""
     seconds: list[float] = []
     while len(seconds) < MOST_STEPS and sum(seconds) < MOST_SECONDS:
         step = session.step(_greedy(step), step.state)
         seconds.append(step.seconds)
-        if len(seconds) >= 2 * WINDOW:
-            before, now = np.median(seconds[-2 * WINDOW : -WINDOW]), np.median(seconds[-WINDOW:])
-            if abs(now - before) <= SETTLED * before:
-                return step, True
+        if settled(seconds):
+            return step, True
     return step, False
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -36,8 +37,8 @@ CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def describe() -> Machine:
-    """This machine and the Python that runs."""
+def describe(name: str = "") -> Machine:
+    """This machine and the Python that runs; `name` is what its owner calls it."""
     return Machine(
         system=f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         cpu=_cpu(),
@@ -46,7 +47,13 @@ def describe() -> Machine:
         governor=_read(GOVERNOR).strip(),
         python=platform.python_version(),
         packages=_packages(),
+        name=name,
     )
+
+
+def now() -> str:
+    """The time in UTC as results say it."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def busy() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -79,6 +79,8 @@ class Bound:
     rounds:  the arithmetic cannot be exact, so that an error of zero is suspicious
     text_kl: largest mean KL over real text; None for arithmetic close enough for `kl` to say it all
     itself:  the row for comparisons of an artifact with itself, such as prefill with stepping; None for this one
+    kernel:  the row for comparisons with the same graph in a place that does not round as the device does, where the
+             artifact names one; None where that says no more than the comparison with the checkpoint
     """
 
     name: str
@@ -90,6 +92,7 @@ class Bound:
     rounds: bool = False
     text_kl: float | None = None
     itself: str | None = None
+    kernel: str | None = None
 
     @property
     def mean_kl(self) -> float:
@@ -124,6 +127,23 @@ def placed_at(identity: Identity, placement: Placement) -> Identity:
 
 
 @dataclass(frozen=True)
+class Hops:
+    """An artifact's error in two parts, told apart by a place that computes the same graph without a device's rounding.
+
+    place:   that place, "ort:cpu"
+    bound:   what both kernel readings must keep
+    kernel_local, kernel: the artifact where it runs against the same graph there, as `local` and `free` of Parity
+    quality: the same graph there against the checkpoint, free-running: what quantising costs
+    """
+
+    place: str
+    bound: Bound
+    kernel_local: Reading
+    kernel: Reading
+    quality: Reading
+
+
+@dataclass(frozen=True)
 class Parity:
     """One artifact compared with the checkpoint it was made from.
 
@@ -131,6 +151,7 @@ class Parity:
     free:    the target keeps its own state from the start (measures drift)
     prefill: chunking ("1", "64" a graph's size, "uneven") -> largest absolute logit or state error against stepping
     reasons: each broken bound as a sentence; for MISSING and ERROR, why
+    hops:    the error in two parts, of quantised artifacts that name a place to tell them apart
     """
 
     identity: Identity
@@ -141,6 +162,7 @@ class Parity:
     local: Reading | None = None
     free: Reading | None = None
     prefill: Mapping[str, float] = field(default_factory=dict)
+    hops: Hops | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +265,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the results were made. Unknown facts are empty, never guessed."""
+    """Where the results were made. Unknown facts are empty, never guessed.
+
+    name: what its owner calls it, where several machines are measured; else ""
+    """
 
     system: str
     cpu: str
@@ -252,11 +277,15 @@ class Machine:
     governor: str
     python: str
     packages: Mapping[str, str]
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The document `validate --json` and `bench --json` write and `report` and `compare` read."""
+    """The document `validate --json` and `bench --json` write and `report` and `compare` read.
+
+    made: when, as ISO date and time in UTC, "2026-11-22T09:30:00Z"; "" where that is not known
+    """
 
     schema: int
     machine: Machine
@@ -264,6 +293,23 @@ class Results:
     latency: tuple[Latency, ...] = ()
     quality: tuple[Quality, ...] = ()
     lint: tuple[Lint, ...] = ()
+    made: str = ""
+
+
+def by_machine(documents: Iterable[Results]) -> list[Results]:
+    """One document for each machine, machines and rows in order of appearance."""
+    found: dict[str, Results] = {}
+    for document in documents:
+        key = json.dumps(to_plain(document.machine))
+        old = found.get(key, replace(document, parity=(), latency=(), quality=(), lint=()))
+        found[key] = replace(
+            old,
+            parity=old.parity + document.parity,
+            latency=old.latency + document.latency,
+            quality=old.quality + document.quality,
+            lint=old.lint + document.lint,
+        )
+    return list(found.values())
 
 
 def write(results: Results, path: Path) -> None:

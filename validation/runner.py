@@ -18,12 +18,15 @@ from runtimes import manifest, registry
 from runtimes.contract import Artifact
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 from runtimes.manifest import Coverage
+from runtimes.remote import conditions
 from runtimes.session import stored_initial_state
 from validation import diagnosis, judge, machine, outcome, tolerances
 from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
+from validation.hops import with_hops
 from validation.latency import time_session
 from validation.lint import linter
 from validation.lint.findings import Lint
+from validation.lint.verdict import weighed
 from validation.outcome import Identity, Latency, Outcome, Parity, Quality, Results, placed_at
 from validation.parity import check
 from validation.profile import profiled
@@ -80,6 +83,7 @@ def validate(
     quality: bool = False,
     text: Path | None = None,
     quality_tokens: int = TOKENS,
+    lint: bool = True,
     progress: Progress = silent,
     find: Find = find_checkpoint,
     reference: Open = open_reference,
@@ -93,6 +97,7 @@ def validate(
     quality:    also read a text with every artifact, not only with those whose tolerance bounds that (`text_kl`)
     text:       what is read, a UTF-8 file, which implies `quality`; where None, the text bundled for this
     quality_tokens: how many of its tokens are predicted
+    lint:       also lint artifacts that promise the Neural Engine; what is known to keep one off there fails it
     reference:  opens a checkpoint as the session whose numbers are right
 
     Returns one parity row for each artifact and place, and a quality row for those that read: MISSING where this
@@ -111,8 +116,19 @@ def validate(
     rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in cases]
     unread = partial(_unread, chosen.name)
     read = [_attempt(case, partial(_read, case, golden, chosen, quality_tokens, progress), unread) for case in readers]
-    lints = _linted(cases, progress)
-    return Results(outcome.SCHEMA, machine.describe(), parity=tuple(rows), quality=tuple(read), lint=lints)
+    lints = _linted(cases, progress) if lint else {}
+    rows = [
+        weighed(row, lints.get(case.folder), compute=case.manifest.precision.compute)
+        for case, row in zip(cases, rows, strict=True)
+    ]
+    return Results(
+        outcome.SCHEMA,
+        machine.describe(),
+        parity=tuple(rows),
+        quality=tuple(read),
+        lint=tuple(lints.values()),
+        made=machine.now(),
+    )
 
 
 def measure(
@@ -122,11 +138,13 @@ def measure(
     prompt: int = 64,
     tokens: int = 128,
     profile: bool = False,
+    cool_down: int = 0,
     progress: Progress = silent,
 ) -> Results:
     """Time every artifact in every place of `on`: loading, the first token, prompts of `prompt` tokens, `tokens` steps.
 
     profile: also find where a token's time goes, in a session of its own
+    cool_down: seconds to rest before each measurement, for machines that heat up
 
     Rows and exceptions as in `validate`.
     """
@@ -136,8 +154,13 @@ def measure(
     with progress("looking at what else runs here"):
         disturbed = diagnosis.background(machine.busy())
     timed = partial(_measure, prompt=prompt, tokens=tokens, disturbed=disturbed, profile=profile, progress=progress)
-    rows = [_attempt(case, partial(timed, case), _untimed) for case in cases]
-    return Results(outcome.SCHEMA, machine.describe(), latency=tuple(rows))
+    rows = []
+    for case in cases:
+        if cool_down:
+            with progress("resting"):
+                time.sleep(cool_down)
+        rows.append(_attempt(case, partial(timed, case), _untimed))
+    return Results(outcome.SCHEMA, machine.describe(), latency=tuple(rows), made=machine.now())
 
 
 def exit_code(results: Results) -> int:
@@ -179,8 +202,11 @@ def _attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str
 
 
 def _only_compiled(case: Case) -> bool:
-    """Whether a delegate's compiler made the artifact, and this machine lacks the device for it."""
-    if case.coverage is None or not case.coverage.delegates:
+    """Whether a delegate's compiler made the artifact, and this machine lacks the device for it.
+
+    An emulator is no device: where that is missing, something could be installed, and nothing was shown.
+    """
+    if case.coverage is None or not case.coverage.delegates or case.place.endswith("emulator"):
         return False
     try:
         registry.require(case.place)
@@ -215,7 +241,13 @@ def _validate(case: Case, golden: Golden, progress: Progress) -> Parity:
     itself = bound(row.itself) if row.itself else row
     sizes = [graph.tokens for graph in case.manifest.graphs]
     with closing(runtimes.open_on(artifact, case.place)) as session:
-        return check(session, trace, row, case.identity, graph_sizes=sizes, itself=itself, progress=progress)
+        found = check(session, trace, row, case.identity, graph_sizes=sizes, itself=itself, progress=progress)
+        place = artifact.manifest.target.kernel
+        if not (place and row.kernel) or place == case.place:
+            return found
+        with closing(runtimes.open_on(artifact, place)) as exact:
+            kernel = bound(row.kernel)
+            return with_hops(found, session, exact, trace, place=place, bound=kernel, progress=progress)
 
 
 def _reads(case: Case) -> bool:
@@ -234,9 +266,9 @@ def _read(case: Case, golden: Golden, text: Text, tokens: int, progress: Progres
     return replace(found, weight_bytes=weight_bytes(case.manifest), checkpoint_bytes=case.manifest.source.bytes)
 
 
-def _linted(cases: Sequence[Case], progress: Progress) -> tuple[Lint, ...]:
-    """The lint of every artifact that promises the Neural Engine, once; what cannot be read says so."""
-    found = {}
+def _linted(cases: Sequence[Case], progress: Progress) -> dict[Path, Lint]:
+    """The lint of every artifact that promises the Neural Engine, by its folder; what cannot be read says so."""
+    found: dict[Path, Lint] = {}
     for case in cases:
         target = case.manifest.target
         if target.name in linter.TARGETS and case.folder not in found:
@@ -246,7 +278,7 @@ def _linted(cases: Sequence[Case], progress: Progress) -> tuple[Lint, ...]:
                 except RwkvExportError as error:
                     trouble = _sentence(error)
                     found[case.folder] = Lint(case.identity.artifact, target.name, target.precision, 0, (), trouble)
-    return tuple(found.values())
+    return found
 
 
 def _measure(
@@ -255,6 +287,7 @@ def _measure(
     artifact = manifest.open_artifact(case.folder)
     ids = choose_tokens(prompt, vocab=case.manifest.model.vocab, seed=0)
     text = f"timing {case.identity.artifact} on {case.place}"
+    cool = conditions.at(case.place)
     before = time.perf_counter()
     with closing(runtimes.open_on(artifact, case.place)) as session:
         loaded = time.perf_counter() - before
@@ -273,7 +306,7 @@ def _measure(
         weight_bytes=weight_bytes(case.manifest),
         state_bytes=sum(tensor.spec().nbytes for tensor in case.manifest.state),
         rss_bytes=timing.rss_bytes,
-        warnings=(*other, *disturbed, *timing.warnings),
+        warnings=(*other, *disturbed, *timing.warnings, *conditions.remarks(cool, conditions.at(case.place))),
     )
     return profiled(row, artifact, progress=progress) if profile else row
 

@@ -40,8 +40,9 @@ def _row(name: str, values: object, others: Collection[str]) -> Bound:
         raise SchemaError(f"{name}: max_abs, kl and state_rel must be positive, top1 in (0, 1]")
     if row.text_kl is not None and not row.text_kl > 0:
         raise SchemaError(f"{name}: text_kl must be positive, or left out")
-    if row.itself is not None and row.itself not in others:
-        raise SchemaError(f"{name}.itself is {row.itself!r}, which is no row")
+    for key, other in {"itself": row.itself, "kernel": row.kernel}.items():
+        if other is not None and other not in others:
+            raise SchemaError(f"{name}.{key} is {other!r}, which is no row")
     if not row.reason.strip():
         raise SchemaError(f"{name}.reason is empty")
     return row

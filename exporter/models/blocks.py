@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from exporter.models.primitives import stack
+from exporter.models.primitives import mask_of, stack
 
 
 class BlockRecurrence(nn.Module, ABC):
@@ -16,6 +16,9 @@ class BlockRecurrence(nn.Module, ABC):
 
     Called with `given` tensors of T tokens, (T, ...) each, and then the state; returns y (T, ...) and the new state.
     A block of 1 is for those that solve any number of tokens at once.
+
+    Under a mask, tokens that do not count come as zeros, and `solve` of those that `idle_zeros` is not true of is given
+    the mask (T, 1, ...) too, after the other tensors of tokens.
     """
 
     idle_zeros = False  # whether a token whose tensors are all zero leaves the state as it was
@@ -34,15 +37,21 @@ class BlockRecurrence(nn.Module, ABC):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Any number of tokens: whole blocks first, then what is left over as a shorter block."""
-        tokens, state = tensors[: self.given], list(tensors[self.given :])
+        tokens, state = list(tensors[: self.given]), list(tensors[self.given :])
         length = tokens[0].shape[0]
         if length == 1:
             return self.step(*tensors)
+        mask = mask_of(tokens[0])
+        if mask is not None:
+            tokens = [x * mask for x in tokens]
+            if not self.idle_zeros:
+                tokens.append(mask)
         whole = length // self.block * self.block
         if whole in (0, length):
-            return self.solve(*tensors)
+            return self.solve(*tokens, *state)
         y, *state = self.solve(*(x[:whole] for x in tokens), *state)
-        rest, *state = self(*(x[whole:] for x in tokens), *state)
+        solve = self.step if length - whole == 1 and len(tokens) == self.given else self.solve
+        rest, *state = solve(*(x[whole:] for x in tokens), *state)
         return torch.cat([y, rest], 0), *state
 
 

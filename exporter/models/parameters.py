@@ -83,9 +83,9 @@ def constant(tensor: Tensor) -> nn.Parameter:
 
 
 def value(made: nn.Parameter) -> Tensor:
-    """The value of one parameter, float32 and contiguous, read from the checkpoint now."""
+    """The value of one parameter, of its type and contiguous, read from the checkpoint now."""
     recipe = cast(Recipe, made.recipe)  # type: ignore[attr-defined]
-    return recipe().to(torch.float32).contiguous()
+    return recipe().to(made.dtype).contiguous()
 
 
 def materialise(module: nn.Module) -> Iterator[str]:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporter.contract import Spelling
 from exporter.models.parameters import constant
+
+_mask: ContextVar[Tensor | None] = ContextVar("mask", default=None)
+
+
+@contextmanager
+def masking(mask: Tensor) -> Iterator[None]:
+    """Within the block only those of several tokens count that `mask` (T,) has ones for, not zeros; they come first.
+
+    The others leave no trace in the state, and the newest token is the newest that counts.
+    """
+    before = _mask.set(mask)
+    try:
+        yield
+    finally:
+        _mask.reset(before)
+
+
+def mask_of(x: Tensor) -> Tensor | None:
+    """Which of the tokens of x (T, ...) count, in as many axes, (T, 1, ...); None where all do."""
+    mask = _mask.get()
+    return None if mask is None else mask.reshape(-1, *[1] * (x.dim() - 1))
 
 
 class Reduce(nn.Module):
@@ -192,8 +217,17 @@ def previous(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def last(x: Tensor) -> Tensor:
-    """The newest row, (T, C) -> (1, C), without an op when there is only one."""
-    return x if x.shape[0] == 1 else x[-1:]
+    """The newest row that counts, (T, C) -> (1, C), without an op when there is only one.
+
+    Before the rows of tokens there may be others, which count.
+    """
+    mask = mask_of(x)
+    if mask is None or x.shape[0] == 1:
+        return x if x.shape[0] == 1 else x[-1:]
+    newest = mask - torch.cat([mask[1:], torch.zeros_like(mask[:1])], 0)
+    if others := x.shape[0] - mask.shape[0]:
+        newest = torch.cat([torch.zeros_like(mask[:1])] * others + [newest], 0)
+    return (x * newest).sum(0, keepdim=True)
 
 
 def at(t: int, x: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Recurrence(BlockRecurrence):
 
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All states by doubling: the state first, then the tokens, and every sum reaches twice as far each round."""
-        k, v, aa, bb, pp = tensors
+        k, v, *_, aa, bb, pp = tensors
         p = torch.cat([pp, k], 0)  # (1 + T, C)
         sums = torch.stack([torch.cat([aa, v], 0), torch.cat([bb, torch.ones_like(k)], 0)], 0)  # (2, 1 + T, C)
         reach = 1
@@ -146,4 +146,4 @@ class Recurrence(BlockRecurrence):
             p, sums = torch.cat([p[:reach], q], 0), torch.cat([sums[:, :reach], added], 1)
             reach *= 2
         y = self.read(k, v, sums[0, :-1], sums[1, :-1], p[:-1])
-        return y, sums[0, -1:], sums[1, -1:], p[-1:]
+        return y, last(sums[0]), last(sums[1]), last(p)

@@ -159,9 +159,12 @@ class Recurrence(BlockRecurrence):
 
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Blocks of one decay."""
-        r, k, v, wkv = tensors
+        r, k, v, *mask, wkv = tensors
         size = min(self.block, r.shape[0])
-        y, wkv = solve(wkv, r, k, v, self.sums.alike(self.log_decay, size), size, self.sums)
+        log_w = self.sums.alike(self.log_decay, size)
+        if mask:
+            log_w = log_w * blocked(mask[0], size)
+        y, wkv = solve(wkv, r, k, v, log_w, size, self.sums)
         return y + self.dot(r * self.bonus * k) * v, wkv
 
 

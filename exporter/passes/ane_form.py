@@ -150,11 +150,16 @@ def _kernel(matrix: Tensor) -> Tensor:
     return matrix[:, :, None, None]
 
 
+def head_parts(outputs: int) -> tuple[int, int]:
+    """How many parts a head of so many outputs is cut into, and the outputs of each."""
+    size = math.ceil(outputs / math.ceil(outputs / WIDEST) / ALIGNED) * ALIGNED
+    return math.ceil(outputs / size), size
+
+
 def _in_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The head's matrix, or its bias, in parts of equal size, of which the last ends in zeros."""
     outputs = tensor.shape[0]
-    count = math.ceil(outputs / WIDEST)
-    size = math.ceil(outputs / count / ALIGNED) * ALIGNED
+    _, size = head_parts(outputs)
     for start in range(0, outputs, size):
         part = tensor[start : start + size]
         if short := size - part.shape[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any
@@ -87,8 +88,17 @@ class HalfTable(torch_tables.Table):
         return super().forward(tokens).to(torch.float16)
 
 
-def give_values(model: StepModel, spec: ModelSpec, precision: str, progress: Progress) -> Precision:
+def give_values(
+    model: StepModel,
+    spec: ModelSpec,
+    precision: str,
+    progress: Progress,
+    *,
+    wide: Callable[[str], bool] = lambda name: False,
+) -> Precision:
     """Read every parameter and store it in "fp32", "fp16" or as STORED says; returns what became of them.
+
+    wide: whether a parameter was chosen to stay float16, of which nothing is said
 
     Linears become projections, tables of compressed models HalfTables. Two parameters are in memory as float32 at most.
     """
@@ -102,10 +112,11 @@ def give_values(model: StepModel, spec: ModelSpec, precision: str, progress: Pro
         for path, part in list(model.named_modules()):
             linear = isinstance(part, Linear)
             for name, made in list(part.named_parameters(recurse=False)):
-                _give(part, name, made, table=made in tables, dtype=torch.float32 if linear else dtype)
+                table = made in tables and not wide(f"{path}.{name}".removeprefix("."))
+                _give(part, name, made, table=table, dtype=torch.float32 if linear else dtype)
                 advance(1)
             if linear:
-                _project(model, path, storage, wider)
+                _project(model, path, None if wide(f"{path}.weight") else storage, wider)
                 model.get_submodule(path).to(dtype)
     return _described(precision, dtype, storage, wider, has_tables=bool(tables))
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
+from exporter.models.layers import Linear
 from exporter.passes.mil_palette import palette
 from runtimes.manifest import Kept
 
 HEAD = re.compile(r"(^|_)head_weight")
-ADAPTER = re.compile(r"_(down|up)_weight|_weight_0(_|$)")  # or a slice of one, which the converter named itself
+ADAPTER = re.compile(r"_(down|up)(_\d+)?_weight|_weight_0(_|$)")  # or a slice of one, which the converter named itself
 PRODUCTS = ("linear", "conv")
 GROUP = 16  # outputs that share a palette
 BLOCK = 32  # inputs that share a scale
@@ -39,6 +42,7 @@ class Scheme:
 
 SCHEMES: Mapping[str, Scheme] = {
     "int8": Scheme(8),
+    "w8a8": Scheme(8),  # and activations of 8 bits: mil_activations.py
     "int4": Scheme(4),
     "lut8": Scheme(8, palette=True),
     "lut6": Scheme(6, palette=True),
@@ -67,11 +71,16 @@ class Matrix:
         return UNEVEN if not scheme.palette and self.shape[1] % BLOCK else None
 
 
-def compress(model: Any, scheme: Scheme, ios: str) -> Any:
-    """The MLModel of one function with its matrices stored as `scheme` has it; equal matrices become equal bytes."""
+def compress(
+    model: Any, scheme: Scheme, ios: str, choose: Callable[[list[Matrix]], list[Matrix]] = lambda found: found
+) -> Any:
+    """The MLModel of one function with its matrices stored as `scheme` has it; equal matrices become equal bytes.
+
+    choose: which of them; the others stay as they are
+    """
     import coremltools.optimize.coreml as optimize
 
-    found = matrices(model)
+    found = choose(matrices(model))
     alike = [matrix for matrix in found if matrix.reason(scheme) is None]
     settings = {matrix.name: _scaled(8) for matrix in found if matrix.reason(scheme)}
     if scheme.palette:
@@ -124,13 +133,16 @@ def _palettes(matrix: Matrix, scheme: Scheme, ios: str) -> Any:
     )
 
 
-def kept(scheme: Scheme, *, wide: str) -> tuple[Kept, ...]:
-    """What is not stored as the projections are, and why; `wide` is the type of what is not compressed."""
-    eight = []
-    if scheme.bits < 8:
-        eight.append(Kept("head", "int8", LOUD))
-    if scheme != SCHEMES["int8"]:
-        eight += [Kept("low-rank adapters", "int8", SMALL), Kept("embedding and other tables", "int8", TABLE)]
-    if scheme == SCHEMES["int4"]:
-        eight.append(Kept(f"projections of inputs that {BLOCK} does not divide", "int8", UNEVEN))
+def kept(scheme: Scheme, model: nn.Module, *, wide: str) -> tuple[Kept, ...]:
+    """What of a step is not stored as the projections are, and why; `wide` is the type of what is not compressed."""
+    linears = [(path, part.weight) for path, part in model.named_modules() if isinstance(part, Linear)]
+    own = [Matrix(f"{path}_weight".replace(".", "_"), tuple(made.shape), table=False) for path, made in linears]
+    reasons = {matrix.reason(scheme) for matrix in (*own, Matrix("emb", (), table=True))}
+    others = {
+        "head": LOUD,
+        "low-rank adapters": SMALL,
+        "embedding and other tables": TABLE,
+        f"projections of inputs that {BLOCK} does not divide": UNEVEN,
+    }
+    eight = [Kept(tensors, "int8", reason) for tensors, reason in others.items() if reason in reasons]
     return (*eight, Kept("vectors, and matrices that no product or lookup takes", wide, VECTORS))

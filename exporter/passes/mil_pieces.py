@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -30,7 +32,10 @@ class Piece(nn.Module):
     several pieces gives the latter.
 
     handed: whether layer 0 does, and there are several pieces
+    ranges: of what projections take, by their weights as identifiers, where they were looked for
     """
+
+    ranges: Mapping[str, tuple[float, float]] = {}
 
     def __init__(self, model: StepModel, start: int, stop: int, *, handed: bool) -> None:
         super().__init__()
@@ -41,6 +46,10 @@ class Piece(nn.Module):
         self.last = stop == len(model.blocks)
         if self.last:
             self.ln_out, self.head = model.ln_out, model.head
+
+    def in_step(self, name: str) -> str:
+        """What a parameter is called in the whole step, which counts all blocks."""
+        return re.sub(r"^blocks\.(\d+)", lambda own: f"blocks.{int(own[1]) + self.start}", name)
 
     def forward(self, tokens: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """tokens (T,), hidden (T, C), state -> hidden (T, C) or logits (1, V), state."""

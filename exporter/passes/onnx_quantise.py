@@ -60,10 +60,17 @@ UNSUITED = "ONNX Runtime has no quantised operator for what takes it"
 UNEVEN = "a row of an odd number of 4-bit values does not end on a byte"
 
 
-def quantise(model: ir.Model, preset: Preset, moments: Mapping[str, Array] | None = None) -> tuple[Kept, ...]:
+def quantise(
+    model: ir.Model,
+    preset: Preset,
+    moments: Mapping[str, Array] | None = None,
+    *,
+    wide: Callable[[str], bool] = lambda name: False,
+) -> tuple[Kept, ...]:
     """Replace products and lookups by quantised ones, in place; what stays float32, and why.
 
     moments: X^T X / n (K, K) of the inputs X (n, K) that matrices take on a text, by name, which 4 bits then mind
+    wide:    whether a parameter was chosen to stay float32, of which nothing is said
 
     No weight is read: like those they replace, the new initializers are made when they are written. Their names and
     values depend on the parameter alone, so that graphs of any number of tokens can share them.
@@ -72,8 +79,8 @@ def quantise(model: ir.Model, preset: Preset, moments: Mapping[str, Array] | Non
     kept: dict[str, Kept] = {}
     latest = Latest()
     for name, matrix in list(model.graph.initializers.items()):
-        if not isinstance(matrix.const_value, ir.LazyTensor):
-            continue  # a constant of the graph, no parameter
+        if not isinstance(matrix.const_value, ir.LazyTensor) or wide(name):
+            continue  # a constant of the graph, no parameter; or one that is kept
         taken = {_taken(node, index) for node, index in matrix.uses()}
         storage = preset.tables if taken == {"rows"} else preset.of(name)
         if moments and name in moments and isinstance(storage, Blocks) and storage.bits == 4:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from exporter import streaming
@@ -35,7 +36,8 @@ def _lazy(name: str, made: nn.Parameter) -> ir.LazyTensor:
     def read() -> ir.Tensor[Any]:
         return ir.Tensor(value(made).numpy(), name=name)
 
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(made.shape), name=name)
+    dtype = ir.DataType.FLOAT16 if made.dtype == torch.float16 else ir.DataType.FLOAT
+    return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(made.shape), name=name)
 
 
 def halve(model: ir.Model) -> None:

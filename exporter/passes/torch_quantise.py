@@ -77,11 +77,18 @@ UNEVEN = "its inputs are no multiple of 32, the smallest group of XNNPACK's that
 
 
 def quantise(
-    model: StepModel, spec: ModelSpec, grid: Grid, progress: Progress, moments: Mapping[str, Array] | None = None
+    model: StepModel,
+    spec: ModelSpec,
+    grid: Grid,
+    progress: Progress,
+    moments: Mapping[str, Array] | None = None,
+    *,
+    wide: Callable[[str], bool] = lambda name: False,
 ) -> tuple[Kept, ...]:
     """Give every parameter its value, two in memory as float32 at most, and round what products and lookups take.
 
     moments: X^T X / n (K, K) of the inputs X (n, K) of linears on a text, by their weights' names, which 4 bits mind
+    wide:    whether a parameter was chosen to stay float32, of which nothing is said
 
     Returns what stays wider than `grid`, and why. Afterwards the module computes as the delegate will.
     """
@@ -92,11 +99,13 @@ def quantise(
     with progress("reading and rounding the weights", len(list(model.parameters()))) as advance:
         for path, part in list(model.named_modules()):
             for name, made in list(part.named_parameters(recurse=False)):
-                if made in tables:
+                table = made in tables and not wide(f"{path}.{name}".removeprefix("."))
+                if table:
                     wider[_pattern(path, name)] = TABLE
-                _give_value(part, name, made, table=made in tables)
+                _give_value(part, name, made, table=table)
                 advance(1)
-            if isinstance(part, Linear) and (reason := _round(part, path, grid, mind)):
+            kept = wide(f"{path}.weight")
+            if isinstance(part, Linear) and not kept and (reason := _round(part, path, grid, mind)):
                 wider[_pattern(path, "weight")] = reason
     eight = (Kept(pattern, "int8", reason) for pattern, reason in wider.items() if grid.bits < CHANNELS.bits)
     return (*eight, VECTORS)
@@ -156,15 +165,21 @@ def _give_value(part: nn.Module, name: str, made: nn.Parameter, *, table: bool) 
 
 def _round(linear: Linear, path: str, wanted: Grid, mind: Callable[[str], Array | None]) -> str | None:
     """Round the weight of the linear at `path`; why not as wanted, if so."""
-    name, fitting = f"{path}.weight", wanted.fitting(linear.weight.shape[1])
-    reason = LOUD if name == HEAD else SMALL if ADAPTER.search(name) else None if fitting else UNEVEN
-    grid = fitting if fitting and not reason else CHANNELS
+    name = f"{path}.weight"
+    grid, reason = grid_for(name, linear.weight.shape[1], wanted)
     moment = mind(name) if grid.group else None
     if grid.group and moment is not None:
         compensate(linear, grid.group, moment, grid.round)
     else:
         grid.round(linear)
     return reason
+
+
+def grid_for(name: str, inputs: int, wanted: Grid) -> tuple[Grid, str | None]:
+    """How the weight `name` of a linear is stored; why not as wanted, if so."""
+    fitting = wanted.fitting(inputs)
+    reason = LOUD if name == HEAD else SMALL if ADAPTER.search(name) else None if fitting else UNEVEN
+    return (fitting if fitting and not reason else CHANNELS), reason
 
 
 def _pattern(path: str, name: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from exporter import graph, ports
+from exporter import graph, keep, ports
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.models.layers import StepModel
 from exporter.passes import coreai_names, coreai_weights
@@ -34,6 +35,7 @@ TARGETS = (
         spelling=Spelling(head_norm="layer_norm_affine", contract="multiply", l2_eps=1e-7, block=16),
         options=(
             Option("state", ("explicit", "held"), "explicit", "state as inputs and outputs, or written in place"),
+            keep.OPTION,
         ),
         prefill=True,
         also_runs=("coreai:gpu", "coreai:ane"),
@@ -54,6 +56,7 @@ def missing() -> str | None:
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
     """Every combination works, palettes where there is a C++ compiler."""
+    keep.refuse(precision, options, quantised=precision in coreai_weights.STORED)
     storage = coreai_weights.STORED.get(precision)
     if storage and storage.palette and (reason := coreai_weights.lacking()):
         raise Missing(reason, hint="install g++ or clang, and have ninja on the PATH; or choose int8 or int4")
@@ -62,7 +65,9 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 def export(job: Job, folder: Path) -> Written:
     """Convert the step for one token and for each prefill size; the functions share the weights."""
     held = job.options["state"] == "held"
-    precision = coreai_weights.give_values(cast(StepModel, job.model), job.spec, job.precision, job.progress)
+    wide, model = partial(keep.holds, job.options), cast(StepModel, job.model)
+    precision = coreai_weights.give_values(model, job.spec, job.precision, job.progress, wide=wide)
+    precision = replace(precision, kept=(*keep.kept(job.options, precision.compute), *precision.kept))
     named = ports.own(job.spec, dtype=precision.compute)
     if held:
         named = replace(named, state=tuple(replace(tensor, output=tensor.input) for tensor in named.state))

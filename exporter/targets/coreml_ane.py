@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exporter import graph, mil, ports
+from exporter import graph, keep, mil, ports, resume
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.mil import Port, Recipe, identifier
-from exporter.passes.ane_form import Form
+from exporter.passes import mil_activations, mil_keep
+from exporter.passes.ane_form import Form, head_parts
 from exporter.passes.ane_norm import teach_coremltools
 from exporter.passes.mil_compress import SCHEMES, compress, kept
+from exporter.passes.mil_mask import MASK, PREFILL, USAGE, masked, taking_a_mask
 from exporter.passes.mil_pieces import CHUNK, Piece, chosen, numbered
 from exporter.quiet import quiet
 from runtimes.errors import WrongCall
@@ -30,14 +32,25 @@ TARGETS = (
         summary="Core ML for the Neural Engine of iPhone, iPad and Mac; runs on Linux through the MIL interpreter",
         runtime="mil",
         device="cpu",
-        precisions={"fp16": "fp16", "int8": "int8", "lut8": "int8", "lut6": "int8", "lut4": "int4", "fp32": "fp32"},
+        precisions={
+            "fp16": "fp16",
+            "int8": "int8",
+            "w8a8": "w8a8",
+            "lut8": "int8",
+            "lut6": "int8",
+            "lut4": "int4",
+            "fp32": "fp32",
+        },
         spelling=Spelling(contract="row", l2_eps=1e-7, block=16),
         options=(
             Option("ios", ("16", "17", "18"), "18", "oldest iOS to support (macOS 13, 14, 15)"),
             CHUNK,
+            PREFILL,
+            keep.OPTION,
         ),
         prefill=True,
         also_runs=("coreml:ane", "coreml:gpu", "coreml:cpu"),
+        calibrated=(mil_activations.PRECISION,),
     ),
 )
 
@@ -53,35 +66,48 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """Every combination works."""
+    """Something has to be quantised for some of it to be kept, and activations of 8 bits need iOS 17 and a text."""
+    keep.refuse(precision, options, quantised=precision in SCHEMES)
+    mil_activations.refuse(spec, precision, options)
 
 
 def export(job: Job, folder: Path) -> Written:
     """Convert the form of each piece to one function for each number of tokens; write the table beside the packages."""
     dtype, sizes, pieces = _dtype(job.precision), mil.sizes(job.prefill), chosen(job)
+    mil_activations.find(job, pieces)
     places = mil.packages(list(sizes), job.options["ios"])
     files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
-    state: list[StateTensor] = []
     for number, piece in enumerate(pieces):
+        paths, tables = [folder / parts[number] for parts in files.values()], [folder / TABLE] if number == 0 else []
+        if resume.finished([*paths, *tables], job.progress):
+            continue
         with graph.loaded(piece, job.progress):
-            form, made, own = _functions(job, pieces, number)
-            if number == 0:
-                lookup = Lookup(TABLE, sum(form.widths))
+            form, made = _functions(job, pieces, number)
+            for path in tables:
                 with job.progress(f"writing {TABLE}"):
-                    _write_table([piece.get_parameter(name) for name in form.tables], folder / TABLE, dtype)
-        for file, parts in files.items():
-            with job.progress(f"writing {parts[number]}"), quiet():
-                mil.save({name: made[name] for name in made if places[name][0] == file}, folder / parts[number])
-        state += own
+                    _write_table([piece.get_parameter(name) for name in form.tables], path, dtype)
+        for file, path in zip(files, paths, strict=True):
+            with job.progress(f"writing {path.name}"), quiet():
+                mil.save({name: made[name] for name in made if places[name][0] == file}, path)
         del made
-    logits, *rest = _logits(form)
+        if len(pieces) > 1:
+            resume.note([*paths, *tables])
+    lookup = Lookup(TABLE, (folder / TABLE).stat().st_size // (job.spec.vocab * np.dtype(dtype).itemsize))
+    logits, *rest = _logits(job.spec)
+    state = [tensor for piece in pieces for tensor in _state(job, pieces, piece)]
     graphs = []
     for name, (file, function) in places.items():
         first, *then = files[file]
         made_for = Graph(sizes[name], first, ROW, dtype, logits, function=function, lookup=lookup)
-        graphs.append(replace(made_for, output_rest=tuple(rest), then=tuple(then)))
-    tools = {name: version(name) for name in ("torch", "coremltools")}
-    return Written(tuple(graphs), tuple(state), _precision(job.precision), tools, {"Step it in Swift": SWIFT})
+        filled = masked(job, sizes[name])
+        mask = MASK if filled else None
+        graphs.append(replace(made_for, output_rest=tuple(rest), then=tuple(then), up_to=filled, mask=mask))
+    tools, usage = {name: version(name) for name in ("torch", "coremltools")}, {"Step it in Swift": SWIFT}
+    if any(graph.mask for graph in graphs):
+        usage["Prompts of any length"] = USAGE
+    precision = _precision(job)
+    precision = replace(precision, kept=(*keep.kept(job.options, "float16"), *precision.kept))
+    return Written(tuple(graphs), tuple(state), precision, tools, usage)
 
 
 def _dtype(precision: str) -> str:
@@ -89,17 +115,20 @@ def _dtype(precision: str) -> str:
     return "float32" if precision == "fp32" else "float16"
 
 
-def _functions(job: Job, pieces: Sequence[Piece], number: int) -> tuple[Form, dict[str, Any], Sequence[StateTensor]]:
-    """A piece's form, its functions by name, and its state."""
-    piece, recipe = pieces[number], _recipe(job)
-    part = range(piece.start, piece.stop) if len(pieces) > 1 else None
-    state = ports.stacked(job.spec, dtype=_dtype(job.precision), rename=identifier, part=part).state
-    made = {}
+def _functions(job: Job, pieces: Sequence[Piece], number: int) -> tuple[Form, dict[str, Any]]:
+    """A piece's form, and its functions by name."""
+    state, made = _state(job, pieces, pieces[number]), {}
+    part = f", piece {number + 1}" if len(pieces) > 1 else ""
     for name, size in mil.sizes(job.prefill).items():
-        with job.progress(f"converting {name} to an ML Program{f', piece {number + 1}' if part else ''}"), quiet():
+        with job.progress(f"converting {name} to an ML Program{part}"), quiet():
             form = _form(job, pieces, number, size)
-            made[name] = _converted(form, _hidden(job, pieces, number, size), state, recipe)
-    return form, made, state
+            made[name] = _converted(job, pieces[number], form, _hidden(job, pieces, number, size), state)
+    return form, made
+
+
+def _state(job: Job, pieces: Sequence[Piece], piece: Piece) -> Sequence[StateTensor]:
+    part = range(piece.start, piece.stop) if len(pieces) > 1 else None
+    return ports.stacked(job.spec, dtype=_dtype(job.precision), rename=identifier, part=part).state
 
 
 def _form(job: Job, pieces: Sequence[Piece], number: int, size: int) -> Form:
@@ -108,8 +137,9 @@ def _form(job: Job, pieces: Sequence[Piece], number: int, size: int) -> Form:
     tokens, *state = graph.arguments(job.spec, size)
     own = state[piece.start * piece.state_per_block : piece.stop * piece.state_per_block]
     taken, _ = _hidden(job, pieces, number, size)
-    program = graph.trace(piece, (tokens, *(port.example() for port in taken), *own))
-    form = Form(program, len(piece.blocks), len(own), least=NORMAL if _recipe(job).half else 0.0)
+    with taking_a_mask(piece, wanted=masked(job, size)):
+        program = graph.trace(piece, (tokens, *(port.example() for port in taken), *own))
+    form = Form(program, len(piece.blocks), len(own), least=0.0 if job.precision == "fp32" else NORMAL)
     if number and form.tables:
         raise WrongCall(
             f"RWKV-{job.spec.version} looks up tables in every layer, and only the first of several packages has one",
@@ -119,36 +149,44 @@ def _form(job: Job, pieces: Sequence[Piece], number: int, size: int) -> Form:
 
 
 def _hidden(job: Job, pieces: Sequence[Piece], number: int, size: int) -> tuple[list[Port], list[Port]]:
-    """What a piece takes from those before it, and what it gives to those after it."""
+    """What a piece takes from those before it, after the mask if there is one, and what it gives to those after it."""
     between = partial(Port, shape=(size, job.spec.width), dtype=_dtype(job.precision))
-    taken = [between(f"hidden_{number}")] if number > 0 else []
+    taken = [Port(MASK, (size,), _dtype(job.precision))] if masked(job, size) else []
+    if number > 0:
+        taken.append(between(f"hidden_{number}"))
     given = [between(f"hidden_{number + 1}")] if number + 1 < len(pieces) else []
     if pieces[number].handed:
         (taken if number else given).append(between("first"))
     return taken, given
 
 
-def _recipe(job: Job) -> Recipe:
+def _recipe(job: Job, piece: Piece) -> Recipe:
     ios, scheme = job.options["ios"], SCHEMES.get(job.precision)
-    shrink = partial(compress, scheme=scheme, ios=ios) if scheme else None
-    return Recipe(ios, half=job.precision != "fp32", compress=shrink)
+    choose = partial(mil_keep.without, kept=mil_keep.held(job.options, piece))
+    if scheme is None:
+        return Recipe(ios, half=job.precision != "fp32")
+    shrink = partial(compress, scheme=scheme, ios=ios, choose=choose)
+    return Recipe(ios, half=True, compress=mil_activations.compressing(shrink, piece))
 
 
-def _converted(form: Form, hidden: tuple[list[Port], list[Port]], state: Sequence[StateTensor], recipe: Recipe) -> Any:
+def _converted(
+    job: Job, piece: Piece, form: Form, hidden: tuple[list[Port], list[Port]], state: Sequence[StateTensor]
+) -> Any:
     """One function."""
     taken, given = hidden
     dtype = state[0].dtype
     row = [Port(ROW, (form.tokens, sum(form.widths)), dtype)] if form.tables else []
-    logits = [Port(name, (1, part), dtype) for name, part in zip(_logits(form), form.part_sizes, strict=True)]
+    names = _logits(job.spec) if form.part_sizes else []
+    logits = [Port(name, (1, part), dtype) for name, part in zip(names, form.part_sizes, strict=True)]
     into = [Port(tensor.input, tensor.shape, dtype) for tensor in state]
     out = [Port(tensor.output, tensor.shape, dtype) for tensor in state]
     teach_coremltools()
-    return mil.converted(form, [*row, *taken, *into], [*given, *logits, *out], recipe)
+    return mil.converted(form, [*row, *taken, *into], [*given, *logits, *out], _recipe(job, piece))
 
 
-def _logits(form: Form) -> list[str]:
+def _logits(spec: ModelSpec) -> list[str]:
     """Names of the outputs with logits."""
-    count = len(form.part_sizes)
+    count, _ = head_parts(spec.vocab)
     return ["logits"] if count == 1 else [f"logits_{part}" for part in range(count)]
 
 
@@ -160,14 +198,16 @@ def _write_table(tables: Sequence[Tensor], path: Path, dtype: str) -> None:
             stream.write(rows.numpy().astype(np.dtype(dtype).newbyteorder("<")).tobytes())
 
 
-def _precision(name: str) -> Precision:
+def _precision(job: Job) -> Precision:
+    name = job.precision
     if name == "fp32":
         return Precision("float32", "float32")
     if not (scheme := SCHEMES.get(name)):
         return Precision("float16", "float16")
     table = Kept(TABLE, "float16", "it is looked up outside the program, a row a token")
-    others = (entry for entry in kept(scheme, wide="float16") if not entry.tensors.startswith("embedding"))
-    return Precision(name, "float16", (table, *others))
+    others = (entry for entry in kept(scheme, job.model, wide="float16") if not entry.tensors.startswith("embedding"))
+    own = mil_activations.KEPT if name == mil_activations.PRECISION else ()
+    return Precision(name, "float16", (table, *own, *others))
 
 
 SWIFT = """Add `model.mlpackage` to the Xcode project and `embedding.bin` to its resources. The model takes no token

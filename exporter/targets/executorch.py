@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.export import ExportedProgram
 
-from exporter import calibration, pte
+from exporter import calibration, keep, pte
 from exporter.contract import Job, ModelSpec, Spelling, Target, Written
 from exporter.models.layers import StepModel
 from exporter.passes import edge_fold, edge_views
 from runtimes.contract import Array
 from runtimes.manifest import Precision
+
+if TYPE_CHECKING:
+    from exporter.simulation import Simulation
 
 QUANTISED = {"8da8w": "int8", "8da4w": "int4", "8da4w-b128": "int4"}
 
@@ -26,7 +30,7 @@ TARGETS = (
         device="cpu",
         precisions={"fp32": "fp32", **QUANTISED},
         spelling=Spelling(norm="linear", head_norm="linear", reduce="linear", contract="multiply", block=16),
-        options=(pte.WEIGHTS_OPTION, calibration.OPTION),
+        options=(pte.WEIGHTS_OPTION, calibration.OPTION, keep.OPTION),
         prefill=True,
     ),
     Target(
@@ -50,6 +54,16 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
     """Calibration is for 4 bits and known vocabularies."""
     four_bits = QUANTISED.get(precision) == "int4"
     calibration.refuse(spec, precision, options.get("calibrate", "none"), four_bits=four_bits)
+    keep.refuse(precision, options, quantised=precision in QUANTISED)
+
+
+def simulation(precision: str) -> Simulation | None:
+    """What quantising makes of single matrices."""
+    if precision not in QUANTISED:
+        return None
+    from exporter.passes import torch_quantise, torch_simulation
+
+    return torch_simulation.TorchSimulation(torch_quantise.PRESETS[precision])
 
 
 def export(job: Job, folder: Path) -> Written:
@@ -65,8 +79,10 @@ def _quantised(job: Job, folder: Path) -> Written:
     model, grid = cast(StepModel, job.model), torch_quantise.PRESETS[job.precision]
     moments: Mapping[str, Array] = {}
     if job.options["calibrate"] != "none":
-        moments = calibration.inputs_of(model, job.spec, calibration.passage(job.encode), job.progress)
-    kept = torch_quantise.quantise(model, job.spec, grid, job.progress, moments)
+        moments = calibration.inputs_of(model, job.spec, calibration.passage(job.encode, job.text), job.progress)
+    wide = partial(keep.holds, job.options)
+    wider = torch_quantise.quantise(model, job.spec, grid, job.progress, moments, wide=wide)
+    kept = (*keep.kept(job.options, "float32"), *wider)
     # Decomposed, torchao's tensors are constants of their own, which can be kept in a file of their own.
     programs = {name: program.run_decompositions({}) for name, program in pte.traced(job, module=model).items()}
     edge = _for_xnnpack(job, programs)

@@ -24,11 +24,9 @@ from exporter.quiet import quiet
 from runtimes import qnn
 from runtimes.errors import WrongCall
 from runtimes.manifest import Kept, Precision
+from runtimes.qnn.chips import CHIPS
 
-SOCS = (
-    *("sm8650", "sm8450", "sm8475", "sm8550", "sm8750", "sm8845", "sm8850", "sc8380xp", "qcs9100", "sa8255", "sa8797"),
-    *("sar2230p", "ssg2115p", "ssg2125p", "sw6100", "sxr1230p", "sxr2230p", "sxr2330p"),
-)
+SOCS = tuple(CHIPS)
 TARGETS = (
     Target(
         name="executorch-qnn",
@@ -42,6 +40,7 @@ TARGETS = (
             Option("share", ("no", "yes"), "no", "prefill methods share decode's weights, which the emulator refuses"),
         ),
         prefill=True,
+        calibrated=("16a8w",),
     ),
 )
 CALIBRATION = 256  # tokens
@@ -84,7 +83,7 @@ def module_of(job: Job, program: ExportedProgram) -> GraphModule:
     if job.precision == "fp16":
         return keep_activations_apart(module)
     inputs, _ = program.example_inputs
-    text = passage(job.encode)[:CALIBRATION]
+    text = passage(job.encode, job.text)[:CALIBRATION]
     with quiet():
         module = outer_products_as_matmuls(module)
         return quantised(module, inputs, _quantizer(job), text, job.progress)
@@ -135,7 +134,7 @@ def _require_whole(job: Job, edge: Any, methods: Iterable[str]) -> None:
 def _chipset(job: Job) -> Any:
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
 
-    return QcomChipset[job.options["soc"].upper()]
+    return QcomChipset(CHIPS[job.options["soc"]])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter import calibration, ports
+from exporter import calibration, keep, ports
 from exporter.contract import Job, ModelSpec, Option, Target, Written
 from runtimes.contract import Array
 from runtimes.errors import WrongCall
@@ -16,6 +16,8 @@ from runtimes.manifest import Graph, Kept, Precision
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
+
+    from exporter.simulation import Simulation
 
 QUANTISED = {"int8": "int8", "int8-b32": "int8", "int4": "int4", "int4-int8": "int4", "int4-b128": "int4"}
 STORED = {"fp32": "float32", "fp16": "float16"} | {name: name for name in QUANTISED}
@@ -46,6 +48,7 @@ TARGETS = (
             ),
             Option("opset", ("18", "20", "21", "23"), "18", "ONNX operator set; older ones load in more runtimes"),
             calibration.OPTION,
+            keep.OPTION,
         ),
         prefill=True,
         also_runs=("ort:cpu-fused",),
@@ -73,6 +76,16 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
         if options["state"] == "stacked":
             raise WrongCall("rwkv-mobile loads a state tensor for each layer", hint="leave out -O state=stacked")
     calibration.refuse(spec, precision, options["calibrate"], four_bits=precision.startswith("int4"))
+    keep.refuse(precision, options, quantised=precision in QUANTISED)
+
+
+def simulation(precision: str) -> Simulation | None:
+    """What quantising makes of single matrices."""
+    if precision not in QUANTISED:
+        return None
+    from exporter.passes import onnx_quantise, onnx_simulation
+
+    return onnx_simulation.OnnxSimulation(onnx_quantise.PRESETS[precision])
 
 
 def export(job: Job, folder: Path) -> Written:
@@ -80,12 +93,13 @@ def export(job: Job, folder: Path) -> Written:
     from exporter.passes import onnx_weights
 
     named, module = _ports(job)
-    moments = _moments(job, module)
+    inside = next(path for path, part in module.named_modules() if part is job.model)
+    moments = {f"{inside}.{name}".removeprefix("."): moment for name, moment in _moments(job).items()}
     graphs: list[Graph] = []
     for name, sizes in _files(job).items():
         with job.progress(f"tracing {name}"):
             model, up_to = _traced(module, named, sizes, int(job.options["opset"]))
-            kept = _store(model, job.precision, moments)
+            kept = _store(job, model, moments, inside)
         path = folder / f"{name}.onnx"
         if not graphs:
             weights = onnx_weights.save_with_data(model, path, DATA, job.progress)
@@ -127,27 +141,32 @@ def _entry(file: str, size: int, named: ports.Ports, *, up_to: bool) -> Graph:
     return Graph(size, file, named.tokens, ids, named.logits, up_to=up_to)
 
 
-def _moments(job: Job, module: nn.Module) -> Mapping[str, Array]:
-    """What every matrix takes on a text, by its name in `module`; nothing where no calibration is wanted."""
+def _moments(job: Job) -> Mapping[str, Array]:
+    """What every matrix takes on a text, by its name; nothing where no calibration is wanted."""
     if job.options["calibrate"] == "none":
         return {}
-    found = calibration.inputs_of(job.model, job.spec, calibration.passage(job.encode), job.progress)
-    inside = next(path for path, part in module.named_modules() if part is job.model)
-    return {f"{inside}.{name}".removeprefix("."): moment for name, moment in found.items()}
+    return calibration.inputs_of(job.model, job.spec, calibration.passage(job.encode, job.text), job.progress)
 
 
-def _store(model: ir.Model, precision: str, moments: Mapping[str, Array]) -> tuple[Kept, ...]:
-    """Rewrite the graph for weights stored in `precision`; what stays wider, and why."""
-    if precision == "fp32":
+def _store(job: Job, model: ir.Model, moments: Mapping[str, Array], inside: str) -> tuple[Kept, ...]:
+    """Rewrite the graph for weights stored in the job's precision; what stays wider, and why.
+
+    inside: the path of the job's model in what was traced, which its parameters' names begin with
+    """
+    if job.precision == "fp32":
         return ()
-    if precision == "fp16":
+    if job.precision == "fp16":
         from exporter.passes import onnx_weights
 
         onnx_weights.halve(model)
         return (KEPT,)
     from exporter.passes import onnx_quantise
 
-    return onnx_quantise.quantise(model, onnx_quantise.PRESETS[precision], moments)
+    def wide(name: str) -> bool:
+        return keep.holds(job.options, name.removeprefix(f"{inside}."))
+
+    kept = onnx_quantise.quantise(model, onnx_quantise.PRESETS[job.precision], moments, wide=wide)
+    return (*keep.kept(job.options, "float32"), *kept)
 
 
 def _tools() -> dict[str, str]:

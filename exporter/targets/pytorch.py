@@ -8,8 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
+import torch
+
 from exporter import graph, ports
 from exporter.contract import Job, ModelSpec, Target, Written
+from exporter.passes import torch_half
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Precision
 
@@ -22,10 +25,13 @@ TARGETS = (
         summary="PyTorch itself (.pt2), on CPU or CUDA",
         runtime="eager",
         device="cpu",
-        precisions={"fp32": "fp32"},
+        precisions={"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
         prefill=True,
+        also_runs=("eager:cuda",),
     ),
 )
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def missing() -> str | None:
@@ -39,22 +45,24 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 
 def export(job: Job, folder: Path) -> Written:
     """Write decode.pt2 and one prefill{n}.pt2 a size; each file holds the weights."""
+    named, graphs, stored = ports.own(job.spec), [], TYPES[job.precision]
+    if stored != torch.float32:
+        named = torch_half.halve(job.model, named, stored)
     graph.load_weights(job.model, job.progress)
-    named, graphs = ports.own(job.spec), []
     for tokens in (1, *job.prefill):
         name = "decode" if tokens == 1 else f"prefill{tokens}"
         with job.progress(f"tracing and writing {name}"), quiet():
-            program = graph.trace(job.model, graph.arguments(job.spec, tokens))
+            program = graph.trace(job.model, named.arguments(tokens))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it says where we were built
             _save(program, folder / f"{name}.pt2")
         graphs.append(Graph(tokens, f"{name}.pt2", named.tokens, "int64", named.logits))
-    return Written(tuple(graphs), named.state, Precision("float32", "float32"), {"torch": version("torch")})
+    name = str(stored).removeprefix("torch.")
+    kept = () if stored == torch.float32 else (torch_half.KEPT,)
+    return Written(tuple(graphs), named.state, Precision(name, name, kept), {"torch": version("torch")})
 
 
 def _save(program: ExportedProgram, path: Path) -> None:
-    import torch
-
     with path.open("wb") as file:
         stream = _Patient(file)
         torch.export.save(program, cast(IO[bytes], stream))

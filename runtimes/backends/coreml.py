@@ -15,6 +15,7 @@ from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact
 from runtimes.manifest import Graph
 from runtimes.mil.package import Package
+from runtimes.mil.scoped import outside
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".mlpackage",)
@@ -41,13 +42,9 @@ def open_session(artifact: Artifact, device: str) -> Session:
     """Compile and load every function of the package for `device`; raises BadArtifact where Core ML refuses one."""
     import coremltools as ct
 
-    manifest, units = artifact.manifest, getattr(ct.ComputeUnit, UNITS[device])
-    held = any(tensor.input == tensor.output for tensor in manifest.state)
-    models = {graph.tokens: _Chain(artifact, graph, units) for graph in manifest.graphs}
-    runs = {
-        graph.tokens: (_stateful if held else _explicit)(models[graph.tokens], graph, artifact)
-        for graph in manifest.graphs
-    }
+    units = getattr(ct.ComputeUnit, UNITS[device])
+    models = {graph.tokens: _Chain(artifact, graph, units) for graph in artifact.manifest.graphs}
+    runs = {graph.tokens: _run(models[graph.tokens], graph, artifact) for graph in artifact.manifest.graphs}
     return explicit_session(artifact, runs, lambda: _placement(models[1], units, device))
 
 
@@ -57,15 +54,28 @@ class _Chain:
     def __init__(self, artifact: Artifact, graph: Graph, units: Any) -> None:
         paths = [artifact.folder / file for file in (graph.file, *graph.then)]
         self.models = [_load(path, graph.function, units) for path in paths]
-        functions = [Package(path).function(graph.function) for path in paths]
-        self.takes = [set(function.inputs) for function in functions]
-        self.shape = functions[0].inputs[graph.input].shape
+        self.functions = [Package(path).function(graph.function) for path in paths]
+        self.names = [outside(artifact.manifest, graph, number) for number, _ in enumerate(paths, 1)]
+        self.shape = self.functions[0].inputs[graph.input].shape
 
-    def predict(self, feed: dict[str, Array], **held: Any) -> dict[str, Array]:
-        """All that the models gave; `held` goes to every model."""
+    def predict(self, feed: dict[str, Array], held: dict[str, Array]) -> dict[str, Array]:
+        """All that the models gave, and the state that they hold after the call.
+
+        That state is written before and read after each call, so that the session stays pure. Both copies count as time
+        of the step, which an app that keeps its MLState does not spend.
+        """
         values = dict(feed)
-        for model, names in zip(self.models, self.takes, strict=True):
-            values |= model.predict({name: values[name] for name in names}, **held)
+        for model, function, outer in zip(self.models, self.functions, self.names, strict=True):
+            taken, kept = {name: values[outer(name)] for name in function.inputs}, {}
+            if function.states:
+                state = model.make_state()
+                for name in function.states:
+                    state.write_state(name, held[outer(name)].astype(np.float32))
+                given = model.predict(taken, state=state)
+                kept = {name: np.asarray(state.read_state(name)) for name in function.states}
+            else:
+                given = model.predict(taken)
+            values |= {outer(name): array for name, array in {**given, **kept}.items()}
         return values
 
 
@@ -82,32 +92,18 @@ def _load(path: Path, function: str | None, units: Any) -> Any:
     return model
 
 
-def _explicit(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
+def _run(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
     manifest, table = artifact.manifest, lookup.open_table(artifact, graph)
 
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        feed = {tensor.input: array for tensor, array in zip(manifest.state, state, strict=True)}
-        out = chain.predict({graph.input: lookup.fed(graph, table, tokens).reshape(chain.shape), **feed})
-        logits = lookup.joined(graph, out, manifest.model.vocab)
-        return logits, tuple(out[tensor.output].astype(tensor.dtype) for tensor in manifest.state)
-
-    return run
-
-
-def _stateful(chain: _Chain, graph: Graph, artifact: Artifact) -> Run:
-    """MLState is written before and read after each call, so that the session stays pure.
-
-    Both copies count as time of the step, which an app that keeps its MLState does not spend.
-    """
-    manifest = artifact.manifest
-
-    def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        held = chain.models[0].make_state()  # one package has all of it
+        feed = {graph.input: lookup.fed(graph, table, tokens).reshape(chain.shape)}
+        feed |= lookup.masks(graph, tokens, manifest.state[0].dtype)
+        held: dict[str, Array] = {}
         for tensor, array in zip(manifest.state, state, strict=True):
-            held.write_state(tensor.input, array.astype(np.float32))
-        out = chain.predict({graph.input: tokens.astype(graph.input_dtype).reshape(chain.shape)}, state=held)
-        new = tuple(np.asarray(held.read_state(tensor.output), tensor.dtype) for tensor in manifest.state)
-        return out[graph.output], new
+            (held if tensor.input == tensor.output else feed)[tensor.input] = array
+        out = chain.predict(feed, held)
+        logits = lookup.joined(graph, out, manifest.model.vocab)
+        return logits, tuple(np.asarray(out[tensor.output], tensor.dtype) for tensor in manifest.state)
 
     return run
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,32 @@ def missing(device: str) -> str | None:
 
 def open_session(artifact: Artifact, device: str) -> Session:
     """Load every program of the artifact onto `device`; raises BadArtifact."""
-    runs: dict[int, Run] = {}
+    modules = {}
     for graph in artifact.manifest.graphs:
         path = artifact.folder / graph.file
         _refuse_code(path)
-        runs[graph.tokens] = _runner(_load(path, device), device)
-    placed = Placement(f"eager:{device}", f"eager:{device}")
-    return explicit_session(artifact, runs, lambda: placed)
+        modules[graph.tokens] = _load(path, device)
+    placed = partial(_placement, modules[min(modules)], device)
+    if device == "cpu":
+        return explicit_session(artifact, {tokens: _runner(module) for tokens, module in modules.items()}, placed)
+    from runtimes import cuda_graphs
+
+    cuda_graphs.sum_widely()
+    slots = cuda_graphs.pool([tensor.spec() for tensor in artifact.manifest.state], device)
+    runs = {tokens: cuda_graphs.Recorded(module, tokens, slots, device) for tokens, module in modules.items()}
+    return explicit_session(artifact, runs, placed, fetch=cuda_graphs.fetched)
+
+
+def _placement(module: Any, device: str) -> Placement:
+    """Parameters by the device that holds them: PyTorch computes where they are."""
+    held = Counter(_named(parameter.device) for parameter in module.parameters())
+    return Placement(f"eager:{device}", f"eager:{'+'.join(sorted({name.split()[0] for name in held}))}", dict(held))
+
+
+def _named(device: Any) -> str:
+    import torch
+
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device.type)
 
 
 def _refuse_code(path: Path) -> None:
@@ -104,13 +125,12 @@ def _load(path: Path, device: str) -> Any:
     return program.module(check_guards=False)
 
 
-def _runner(module: Any, device: str) -> Run:
+def _runner(module: Any) -> Run:
     import torch
 
     @torch.no_grad()
     def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        inputs = [torch.from_numpy(tokens), *map(torch.from_numpy, state)]
-        logits, *new = module(*(tensor.to(device) for tensor in inputs))
-        return logits.cpu().numpy(), tuple(tensor.cpu().numpy() for tensor in new)
+        logits, *new = module(torch.from_numpy(tokens), *map(torch.from_numpy, state))
+        return logits.numpy(), tuple(tensor.numpy() for tensor in new)
 
     return run

@@ -23,6 +23,7 @@ from runtimes.mil.chain import Chain, Whole
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
 from runtimes.mil.program import Function
+from runtimes.mil.scoped import Renamed, outside
 from runtimes.mil.types import TensorType, differences
 from runtimes.pte.program import Program
 from runtimes.session import Tensors, explicit_session
@@ -98,6 +99,7 @@ class _Run:
     def __call__(self, tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
         shape = self.evaluator.function.inputs[self.graph.input].shape
         inputs = {self.graph.input: lookup.fed(self.graph, self.table, tokens).reshape(shape)}
+        inputs |= lookup.masks(self.graph, tokens, self.manifest.state[0].dtype)
         states: dict[str, Array] = {}
         for tensor, value in zip(self.manifest.state, state, strict=True):
             (states if tensor.input == tensor.output else inputs)[tensor.input] = value
@@ -131,7 +133,8 @@ def _evaluator(graph: Graph, manifest: Manifest, package: Callable[[str], Packag
         if graph.tokens == 1:
             opened.check_default(function)
         parts.append(Evaluator(function, opened.weights, half_sums=_half_sums(device)))
-    evaluator = Chain(parts) if graph.then else parts[0]
+    named = [Renamed(part, outside(manifest, graph, number)) for number, part in enumerate(parts, 1)]
+    evaluator = Chain(named) if graph.then else parts[0]
     _check_ports(graph, manifest, evaluator.function)
     return evaluator
 
@@ -151,6 +154,8 @@ def _check_ports(graph: Graph, manifest: Manifest, function: Function | Whole) -
             states[tensor.input] = port
         else:
             taken[tensor.input] = given[tensor.output] = port
+    if graph.mask:
+        taken[graph.mask] = TensorType(manifest.state[0].dtype.upper(), (graph.tokens,))
     rows = () if graph.lookup is None else (graph.lookup.width,)
     taken[graph.input] = TensorType(graph.input_dtype.upper(), (*_leading(manifest), graph.tokens, *rows))
     given |= _logits(graph, manifest, outputs)

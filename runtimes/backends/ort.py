@@ -1,19 +1,18 @@
-"""ONNX Runtime on the CPU, alone or with kernels of our own: opens .onnx artifacts with explicit state."""
+"""ONNX Runtime on the CPU, alone or with kernels of our own, and on GPUs: opens .onnx artifacts with explicit state."""
 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtimes import ort_profile, threads
+from runtimes import ort_cuda, ort_gpu, ort_graph, ort_profile, ort_webgpu, threads
 from runtimes.buffers import Pool, Slot
 from runtimes.contract import Array, Artifact, Placement, Session
-from runtimes.errors import BadArtifact
+from runtimes.errors import BadArtifact, Missing
 from runtimes.huge_pages import huge_pages
 from runtimes.manifest import Graph, Manifest
 from runtimes.native import build
@@ -22,27 +21,27 @@ from runtimes.profile import Profile, decode, summarise
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".onnx",)
-DEVICES = ("cpu", "cpu-fused")
+DEVICES = ("cpu", "cpu-fused", "webgpu", "cuda")
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cpu-fused": "CPUExecutionProvider"}
+GPUS: dict[str, ort_gpu.Finder] = {"webgpu": ort_webgpu, "cuda": ort_cuda}
+PROVIDER = "CPUExecutionProvider"
 UNITS = {"cpu": {"CPUExecutionProvider"}, "cpu-fused": {"CPUExecutionProvider", DOMAIN}}
 EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 
 def missing(device: str) -> str | None:
-    """Whether the package and the execution provider are installed."""
-    try:
-        import onnxruntime
-    except ImportError:
+    """Whether the package and the execution provider are installed, and find the device."""
+    if device in GPUS:
+        return GPUS[device].missing()
+    if not find_spec("onnxruntime"):
         return "the Python package onnxruntime is not installed"
-    provider = PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
-        return f"this onnxruntime has no {provider}"
     return build.missing() if device == "cpu-fused" else None
 
 
 def open_session(artifact: Artifact, device: str) -> Session:
-    """Load every graph of the artifact; raises BadArtifact where ONNX Runtime refuses one."""
+    """Load every graph of the artifact; raises BadArtifact where ONNX Runtime refuses one, a GPU any node of one."""
+    if device in GPUS:
+        return ort_gpu.open_session(artifact, f"ort:{device}", GPUS[device].device())
     manifest = artifact.manifest
     files = dict.fromkeys(graph.file for graph in manifest.graphs)
     with huge_pages():
@@ -54,7 +53,11 @@ def open_session(artifact: Artifact, device: str) -> Session:
 
 
 def profile(artifact: Artifact, device: str, steps: int) -> Profile:
-    """Where a step's time goes, as ONNX Runtime's own profiler says; raises BadArtifact as `open_session`."""
+    """Where a step's time goes, as ONNX Runtime's own profiler says; raises as `open_session`, and Missing for GPUs."""
+    if device in GPUS:
+        raise Missing(
+            f"no profile for ort:{device}: ONNX Runtime times when a GPU's kernels are called, not how long they run"
+        )
     manifest = artifact.manifest
     graph = next(graph for graph in manifest.graphs if graph.tokens == 1)
     pool = Pool([tensor.spec() for tensor in manifest.state])
@@ -75,14 +78,14 @@ def _load(path: Path, manifest: Manifest, device: str, *, trace: Path | None = N
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads.requested()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry(ort_graph.ASSIGNMENT, "1")
     model: Path | bytes = path
     if device == "cpu-fused":
         model = rewrite(path, manifest.model.version)
         options.register_custom_ops_library(str(build.library()))
         options.add_session_config_entry(EXTERNAL_DATA, str(path.parent))
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[PROVIDERS[device]])
+        return onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
     except Exception as error:  # onnxruntime raises its own untyped family
         raise BadArtifact(f"onnxruntime cannot load {path}: {error}", hint="export again") from error
 
@@ -92,8 +95,7 @@ def _runner(session: Any, graph: Graph, manifest: Manifest, pool: Pool) -> Run:
     outputs = [tensor.output for tensor in manifest.state]
     shapes = {port.name: port.shape for port in session.get_inputs()}
     results = {port.name: port.shape for port in session.get_outputs()}
-    _same_ports(graph, [graph.input, *inputs], shapes)
-    _same_ports(graph, [graph.output, *outputs], results)
+    ort_graph.check_ports(session, graph, manifest)
     leading = [1] * (len(shapes[graph.input]) - 1)
     dtype = np.dtype(graph.input_dtype)
     bindings: dict[tuple[int, int], Any] = {}  # by the addresses of a pair of slots: a decode loop has two
@@ -119,15 +121,8 @@ def _runner(session: Any, graph: Graph, manifest: Manifest, pool: Pool) -> Run:
     return run
 
 
-def _same_ports(graph: Graph, wanted: Collection[str], found: Collection[str]) -> None:
-    if odd := sorted(set(wanted).symmetric_difference(found)):
-        raise BadArtifact(f"{graph.file} and the manifest disagree about the port {odd[0]!r}", hint="export again")
-
-
 def _placement(session: Any, device: str) -> Placement:
     """Nodes per execution provider, as ONNX Runtime assigned them; those that our kernels compute apart."""
-    nodes: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        nodes.update(DOMAIN if node.domain == DOMAIN else part.ep_name for node in part.get_nodes())
+    nodes = ort_graph.nodes(session, apart=DOMAIN)
     units = next((name for name, units in UNITS.items() if units == set(nodes)), "+".join(sorted(nodes)))
     return Placement(f"ort:{device}", f"ort:{units}", dict(nodes))

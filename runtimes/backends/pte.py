@@ -25,7 +25,7 @@ from runtimes.pte.runner import build, direct
 from runtimes.session import Run, Tensors, explicit_session
 
 READS = (".pte",)
-DEVICES = ("cpu", "cpu-direct", "openvino", "htp-emulator", "vulkan", "webgpu", "mlx", "vgf")
+DEVICES = ("cpu", "cpu-direct", "openvino", "htp-emulator", "vulkan", "webgpu", "mlx", "vgf", "ethos-u")
 
 CPU, DIRECT, EMULATOR = "cpu", "cpu-direct", "htp-emulator"
 ON_CPU = "XnnpackBackend"
@@ -38,6 +38,7 @@ DELEGATES = {
     "webgpu": "VulkanBackend",
     "mlx": "MLXBackend",
     "vgf": "VgfBackend",
+    "ethos-u": "EthosUBackend",
 }
 """What takes a program to a device."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from runtimes.contract import Array
-from runtimes.mil.evaluate import Evaluator, Named
-from runtimes.mil.program import Operation
+from runtimes.mil.evaluate import Named
+from runtimes.mil.program import Function, Operation
 from runtimes.mil.types import TensorType
 
 
@@ -26,10 +27,21 @@ class Whole:
         return dict(self.types)
 
 
+class Part(Protocol):
+    """An evaluator, or what runs as one."""
+
+    @property
+    def function(self) -> Function | Whole:
+        """What it takes and gives."""
+
+    def run(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[Named, Named]:
+        """Outputs by name, and the states after the call."""
+
+
 class Chain:
     """Evaluators in turn; what a function takes and no earlier one gives comes from outside. Pure."""
 
-    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
+    def __init__(self, evaluators: Sequence[Part]) -> None:
         self._evaluators = tuple(evaluators)
         inputs: dict[str, TensorType] = {}
         given: dict[str, TensorType] = {}

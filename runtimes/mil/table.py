@@ -13,6 +13,7 @@ from runtimes.mil import (
     ops_half_sums,
     ops_linear,
     ops_norm,
+    ops_quantise,
     ops_reduce,
     ops_shape,
     ops_state,
@@ -29,7 +30,7 @@ def _functions(*modules: ModuleType) -> Mapping[str, Compute]:
     }
 
 
-ARITHMETIC = _functions(ops_elementwise, ops_reduce, ops_norm, ops_linear)
+ARITHMETIC = _functions(ops_elementwise, ops_reduce, ops_norm, ops_linear, ops_quantise)
 """They get float32 for float16, and their results are rounded to the declared type."""
 
 HALF_SUMS = _functions(ops_half_sums)

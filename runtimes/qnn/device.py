@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_uint32, c_uint64, c_void_p
 from typing import Any
 
@@ -50,8 +52,8 @@ Create = ctypes.CFUNCTYPE(c_uint64, c_void_p, Configs, c_void_p)
 def accept_narrow_configs(library: ctypes.CDLL) -> Any:
     """Put a function that widens configurations before the library's own deviceCreate, in this process's memory.
 
-    Older libraries are left as they are. From then on the library understands the narrow layout only. What is returned
-    must live as long as the library. Raises Missing for a library without providers.
+    Older libraries are left as they are. From then on the library understands the narrow layout only, but within
+    `as_published`. What is returned must live as long as the library. Raises Missing for a library without providers.
     """
     return [_widening(provider) for provider in _providers(library) if tuple(provider.version[:2]) >= WIDE]
 
@@ -73,8 +75,26 @@ def _widening(provider: Provider) -> Any:
         return error
 
     function = Create(create)
+    _given.append((provider, provider.functions[DEVICE_CREATE]))
     provider.functions[DEVICE_CREATE] = ctypes.cast(function, c_void_p).value
     return function
+
+
+_given: list[tuple[Provider, Any]] = []
+"""Providers that widen, each with the library's own function."""
+
+
+@contextmanager
+def as_published() -> Iterator[None]:
+    """Within the block the libraries take the layout they publish, for those who write it: ONNX Runtime's provider."""
+    widening = [provider.functions[DEVICE_CREATE] for provider, _ in _given]
+    for provider, own in _given:
+        provider.functions[DEVICE_CREATE] = own
+    try:
+        yield
+    finally:
+        for (provider, _), function in zip(_given, widening, strict=True):
+            provider.functions[DEVICE_CREATE] = function
 
 
 def widen(configs: Any) -> tuple[Any, list[Any]]:

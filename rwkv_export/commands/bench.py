@@ -20,6 +20,10 @@ Profile = Annotated[
     typer.Option("--profile", metavar="", help="Also show where a token's time goes: kernels, operators, overhead."),
 ]
 
+CoolDown = Annotated[
+    int, typer.Option(min=0, help="Seconds to rest before each measurement; phones and boards heat up.")
+]
+
 
 def bench(
     artifacts: Artifacts,
@@ -29,6 +33,7 @@ def bench(
     tokens: Tokens = 128,
     threads: Threads = 0,
     profile: Profile = False,
+    cool_down: CoolDown = 0,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -42,6 +47,7 @@ def bench(
       rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
       rwkv-export bench out/* --threads 1 --on ort:cpu --on ort:cpu-fused
       rwkv-export bench out/tiny.executorch-xnnpack.fp32 --profile
+      rwkv-export bench out/* --on ssh://pi@board/ort:cpu --cool-down 60
     """
     import validation
     from runtimes.threads import VARIABLE
@@ -49,5 +55,7 @@ def bench(
 
     os.environ[VARIABLE] = str(threads)
     with output.talking(quiet) as progress:
-        found = validation.measure(artifacts, on=on, prompt=prompt, tokens=tokens, profile=profile, progress=progress)
+        found = validation.measure(
+            artifacts, on=on, prompt=prompt, tokens=tokens, profile=profile, cool_down=cool_down, progress=progress
+        )
     raise typer.Exit(results.deliver(found, json=json))

@@ -31,7 +31,21 @@ Options = Annotated[
 Prefill = Annotated[
     str, typer.Option(metavar="T,T", help="Also write graphs that take T tokens at once: 4,16. Large ones take long.")
 ]
-Names = Annotated[str | None, typer.Option(metavar="SCHEME", help="Short for -O names=SCHEME, such as rwkv-mobile.")]
+Names = Annotated[
+    str | None,
+    typer.Option("--names", "--layout", metavar="SCHEME", help="Short for -O names=SCHEME, such as rwkv-mobile."),
+]
+Soc = Annotated[str | None, typer.Option(metavar="NAME", help="Short for -O soc=NAME, such as sm8750.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Text to calibrate on, UTF-8, for precisions that do.",
+        show_default="one that comes along",
+    ),
+]
 LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
 State = Annotated[
     Path | None, typer.Option(metavar="FILE", exists=True, help="A tuned initial state to ship with the model.")
@@ -47,6 +61,8 @@ def export(
     options: Options = None,
     prefill: Prefill = "",
     names: Names = None,
+    soc: Soc = None,
+    calibration: Calibration = None,
     ln_x_eps: LnXEps = None,
     state: State = None,
     json: Json = False,
@@ -60,11 +76,13 @@ def export(
       rwkv-export export -t onnx-cpu
       rwkv-export export RWKV-x070-World-0.1B.pth -t onnx-cpu -t coreml -p fp16
       rwkv-export export model.pth -t onnx-cpu --prefill 16 --names rwkv-mobile
+      rwkv-export export -t qnn --soc sm8750 -p a16w8 --calibration book.txt
     """
     import exporter
     from rwkv_export import inspection, output
 
-    chosen = pairs([*(options or ()), *([f"names={names}"] if names else ())])
+    short = [f"{name}={value}" for name, value in (("names", names), ("soc", soc)) if value]
+    chosen = pairs([*(options or ()), *short])
     with output.talking(quiet) as progress:
         artifacts = exporter.export(
             checkpoint,
@@ -75,6 +93,7 @@ def export(
             prefill=sizes(prefill),
             ln_x_eps=ln_x_eps,
             state=state,
+            calibration=calibration,
             progress=progress,
         )
     inspection.deliver(artifacts, json=json)

@@ -30,6 +30,10 @@ Text = Annotated[
     ),
 ]
 QualityTokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
+Lint = Annotated[
+    bool,
+    typer.Option("--lint/--no-lint", help="Whether artifacts fail that would be kept off the Neural Engine."),
+]
 Junit = Annotated[Path | None, output_file("--junit", "Also write a JUnit XML report, for CI.")]
 Markdown = Annotated[Path | None, output_file("--markdown", "Also write the table as Markdown.")]
 
@@ -44,6 +48,7 @@ def validate(
     quality: Quality = False,
     text: Text = None,
     quality_tokens: QualityTokens = 512,
+    lint: Lint = True,
     json: JsonFile = None,
     junit: Junit = None,
     markdown: Markdown = None,
@@ -75,6 +80,7 @@ def validate(
             quality=quality,
             text=text,
             quality_tokens=quality_tokens,
+            lint=lint,
             progress=progress,
         )
     raise typer.Exit(results.deliver(found, json=json, junit=junit, markdown=markdown))

@@ -43,6 +43,7 @@ def check(said: Said, code: int, error: str, hint: str) -> None:
         (["export", "-t", "onnx-cpu", "-p", "fp23"], "'fp23'", "fp32"),
         (["export", "-t", "onnx-cpu", "-O", "names"], "'names'", "-O names=rwkv-mobile"),
         (["export", "-t", "onnx-cpu", "--names", "nonsense"], "'nonsense'", "rwkv-mobile"),
+        (["export", "-t", "onnx-cpu", "--soc", "sm8750"], "no option 'soc' in onnx-cpu", "names"),
         (["export", "-t", "onnx-cpu", "--prefill", "16,x"], "'16,x'", "--prefill 16,64"),
         (["generate", "nowhere"], "nowhere is not an artifact", "rwkv-export export"),
         (["validate", "nowhere"], "nowhere is not an artifact", "rwkv-export export"),

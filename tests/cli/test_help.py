@@ -136,8 +136,8 @@ def complete(words: str) -> list[str]:
     ("words", "expected"),
     [
         ("rwkv-export val", ["validate"]),
-        ("rwkv-export export -t onnx", ["onnx-cpu"]),
-        ("rwkv-export validate x --on or", ["ort:cpu", "ort:cpu-fused"]),
+        ("rwkv-export export -t onnx", ["onnx-cpu", "onnx-webgpu"]),
+        ("rwkv-export validate x --on or", ["ort:cpu", "ort:cpu-fused", "ort:webgpu", "ort:cuda"]),
         ("rwkv-export generate x --on mi", ["mil:cpu", "mil:cpu-fp16acc"]),
     ],
 )

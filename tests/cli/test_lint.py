@@ -11,8 +11,10 @@ import pytest
 from runtimes.mil import protobuf
 from rwkv_export.main import run
 from validation import outcome
-from validation.lint import linter
+from validation.lint import checks, linter
 from validation.lint.findings import Finding, Lint
+from validation.lint.verdict import weighed
+from validation.outcome import Outcome
 from validation.reports import html, markdown
 
 from .conftest import Cli, parity, results
@@ -88,6 +90,40 @@ def test_validate_lints_what_promises_the_engine_and_nothing_else(
     assert found == linter.lint([artifacts / "coreml" / "tiny.coreml.fp16"])[0]
 
 
+def test_what_would_keep_it_off_the_engine_fails_an_artifact_that_promises_it(
+    cli: Cli, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linter, "TARGETS", ("coreml",))
+    monkeypatch.setattr(checks, "LIMIT", 1000)  # bytes of a package
+    words = ("validate", artifacts / "coreml" / "tiny.coreml.fp16", "-q", "--steps", "4")
+    said = cli(*words)
+    assert said.code == 1
+    assert "the Neural Engine would not run it: more than 1.0 GB of weights in one package" in " ".join(
+        said.out.split()
+    )
+    assert cli(*words, "--no-lint").code == 0
+    assert "lint of" not in cli(*words, "--no-lint").out
+
+
+@pytest.mark.parametrize(
+    ("before", "compute", "found", "after"),
+    [
+        (Outcome.PASS, "float16", WRONG, Outcome.FAIL),
+        (Outcome.FALLBACK, "float16", WRONG, Outcome.FAIL),
+        (Outcome.PASS, "float32", WRONG, Outcome.PASS),
+        (Outcome.MISSING, "float16", WRONG, Outcome.MISSING),
+        (Outcome.PASS, "float16", FOUND, Outcome.PASS),
+    ],
+)
+def test_only_errors_fail_and_only_what_would_pass(
+    before: Outcome, compute: str, found: Finding, after: Outcome
+) -> None:
+    row = parity("tiny", before)
+    made = weighed(row, linted(found).lint[0], compute=compute)
+    assert (made.outcome, made == row) == (after, after is before)
+    assert weighed(row, None, compute=compute) == row
+
+
 def test_what_validate_cannot_lint_says_why(
     cli: Cli, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,9 +159,3 @@ def test_reports_say_that_nothing_was_found_and_why_nothing_was_looked_at() -> N
     assert "nothing in 321 operations" in markdown.render(linted())
     assert "not done: no coremltools" in html.render([linted(trouble="no coremltools")])
     assert "no coremltools" in markdown.render(linted(trouble="no coremltools"))
-
-
-def test_findings_weigh_nothing_in_the_verdict() -> None:
-    from validation import exit_code
-
-    assert exit_code(linted(WRONG)) == 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from exporter import graph
 from exporter.contract import Spelling
 from exporter.models import blocks, v7
+from exporter.models.primitives import masking
 from tests.models import VERSIONS, case
 from tests.oracle import Trace, errors, trace_of
 from tests.parity.stepping import StepModule, rows
@@ -146,6 +147,24 @@ def test_tokens_of_zeros_leave_the_state_where_they_are_said_to(version):
         _, *new = recurrence(*(torch.zeros_like(x) for x in tensors[: recurrence.given]), *state)
     kept = all(torch.allclose(one, other) for one, other in zip(new, state, strict=True))
     assert kept == recurrence.idle_zeros == (version in ("6", "7", "7a"))
+
+
+@pytest.mark.parametrize(("block", "size"), [(5, 11), (4, 9), (16, 7)])  # whole blocks, one token over, none
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tokens_that_a_mask_leaves_out_leave_no_trace(version, block, size):
+    made = tiny(version, block)
+    tokens, want, steps = stepped(version)
+    ids, state = torch.tensor(tokens[:3]), made.initial()
+    with torch.inference_mode():
+        _, *state = made.module(ids, *state)
+        for count in range(1, size + 1):
+            some = torch.tensor([*tokens[3 : 3 + count], *[7] * (size - count)])
+            with masking((torch.arange(size) < count).float()):
+                logits, *new = made.module(some, *state)
+            names = [spec.name for spec in made.spec.state]
+            found = Trace(logits.numpy(), {n: t.numpy()[None] for n, t in zip(names, new, strict=True)})
+            wrong = errors(found, Trace(want.logits[[2 + count]], {n: want.states[n][[2 + count]] for n in names}))
+            assert max(wrong.values()) <= FEW * max(steps, 4 * EPS), (count, steps, wrong)
 
 
 def traced(version: str, tokens: int) -> int:

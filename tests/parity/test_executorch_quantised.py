@@ -15,7 +15,7 @@ from exporter import bundled
 from runtimes import manifest
 from runtimes.errors import WrongCall
 from tests.conftest import untraced
-from tests.models import VERSIONS, random_checkpoint
+from tests.models import random_checkpoint
 from validation import validate
 from validation.outcome import Outcome
 
@@ -51,7 +51,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", ["4", "5.2", "6", "7a"])  # 5.0 and 5.1 multiply as 5.2 does, 7 as 7a
 def test_a_step_is_one_delegate_behind_its_lookups(version: str, tmp_path: Path) -> None:
     """4-bit matrices and an 8-bit head, in weights of every version that move the logits."""
     path = tmp_path / "random.pth"

@@ -308,4 +308,23 @@ NORM = [
     ),
 ]
 
-CASES = [*UNARY, *BINARY, *REDUCE, *SHAPE, *GATHER, *LINEAR, *NORM]
+HALVES = (np.arange(-9, 15) / 2).reshape(2, 3, 4).astype(np.float32)
+ONE, TWO = np.float32(1.0), np.array([0.5, 1.0, 2.0], np.float32)
+QUANTISE = [
+    Case("quantize", {"input": HALVES, "scale": ONE, "output_dtype": "int8"}),
+    Case("quantize", {"input": HALVES, "scale": np.float32(0.03), "zero_point": np.int8(-90), "output_dtype": "int8"}),
+    Case("quantize", {"input": HALVES, "scale": ONE, "zero_point": np.uint8(4), "output_dtype": "uint8"}),
+    Case("quantize", {"input": HALVES, "scale": TWO, "axis": np.int32(1), "output_dtype": "int8"}),
+    Case(
+        "dequantize",
+        {"input": HALVES.astype(np.int8), "scale": np.float32(0.5), "zero_point": np.int8(-3)},
+        reference=(torch.from_numpy(HALVES.astype(np.int8)).float() + 3) / 2,
+    ),
+    Case(
+        "dequantize",
+        {"input": np.abs(HALVES).astype(np.uint8), "scale": TWO, "axis": np.int32(-2)},
+        reference=torch.from_numpy(np.abs(HALVES).astype(np.uint8)).float() * torch.from_numpy(TWO)[:, None],
+    ),
+]
+
+CASES = [*UNARY, *BINARY, *REDUCE, *SHAPE, *GATHER, *LINEAR, *NORM, *QUANTISE]

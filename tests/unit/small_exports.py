@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,18 @@ TOKENS = [3, 31, 0, 7, 7, 19, 32, 1, 5, 12]
 
 
 def exported(
-    version: str, target: str, folder: Path, *, layers: int = 1, precision: str = "fp32", prefill: Sequence[int] = ()
+    version: str,
+    target: str,
+    folder: Path,
+    *,
+    layers: int = 1,
+    precision: str = "fp32",
+    prefill: Sequence[int] = (),
+    options: Mapping[str, str] | None = None,
 ) -> Path:
     path = folder / f"{version}.pth"
     torch.save(checkpoint(version, layers), path)
-    (made,) = export(path, targets=[target], precision=precision, prefill=prefill, out=folder)
+    (made,) = export(path, targets=[target], precision=precision, prefill=prefill, options=options, out=folder)
     return made
 
 

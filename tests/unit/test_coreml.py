@@ -17,9 +17,11 @@ from small_exports import TOKENS, checkpoint, in_chunks, in_torch, stepping
 
 import runtimes
 from exporter import export
+from exporter.contract import Spelling
 from exporter.mil import PACKAGE
+from exporter.model import open_model
 from exporter.passes import mil_pieces
-from exporter.passes.mil_compress import SCHEMES, compress, kept
+from exporter.passes.mil_compress import SCHEMES, SMALL, Matrix, compress, kept
 from exporter.passes.mil_palette import palette
 from exporter.quiet import quiet
 from runtimes import manifest
@@ -172,6 +174,24 @@ def stored(model: Any) -> dict[str, tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("version", "adapters", "uneven"), [("4", False, True), ("6", True, True), ("7", True, True), ("7a", True, True)]
+)
+def test_what_is_said_to_be_kept_is_there(tmp_path: Path, version: str, *, adapters: bool, uneven: bool) -> None:
+    torch.save(checkpoint(version, 1), tmp_path / "model.pth")  # 40 numbers into ffn.value, which 32 does not divide
+    step = open_model(tmp_path / "model.pth").build(Spelling())
+    names = {scheme: {entry.tensors for entry in kept(SCHEMES[scheme], step, wide="float16")} for scheme in SCHEMES}
+    assert ("low-rank adapters" in names["lut4"]) == ("low-rank adapters" in names["int4"]) == adapters
+    assert ("projections of inputs that 32 does not divide" in names["int4"]) == uneven
+    assert "projections of inputs that 32 does not divide" not in names["lut4"]
+    assert len(names["int8"]) == len(names["w8a8"]) == 1
+
+
+@pytest.mark.parametrize("name", ["p_weights_p_blocks_0_att_shift_up_3_weight_to_fp16", "p_blocks_1_att_w_up_weight"])
+def test_adapters_are_told_by_their_names(name: str) -> None:
+    assert Matrix(name, (32, 32), table=False).reason(SCHEMES["lut4"]) == SMALL
+
+
 INT8 = ("blockwise_shift_scale", "INT8")
 PALETTE = "lut_to_dense"
 
@@ -207,7 +227,13 @@ def test_compressed_functions_share_their_weights_and_compute_the_same(made: Any
     session = runtimes.open_session(folder)
     assert in_chunks(session, trace_of(session, TOKENS), (CHUNK, CHUNK, 2)) < HALF
     assert (folder / WEIGHTS).stat().st_size < 0.75 * (made("fp16") / WEIGHTS).stat().st_size
-    assert set(kept(SCHEMES["lut4"], wide="float16")) < set(manifest.read(folder).precision.kept)
+    assert {entry.tensors for entry in manifest.read(folder).precision.kept} == {
+        "token ids",
+        "head",
+        "low-rank adapters",
+        "embedding and other tables",
+        "vectors, and matrices that no product or lookup takes",
+    }
 
 
 @pytest.mark.parametrize(("bits", "room"), [(4, 1.05), (6, 1.15), (8, 1.4)])

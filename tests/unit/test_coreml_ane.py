@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fake_core_ml
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from exporter.passes.ane_form import Form
 from exporter.progress import silent
 from exporter.targets.coreml_ane import TARGETS
 from runtimes import lookup, manifest
-from runtimes.backends import mil
+from runtimes.backends import coreml, mil
 from runtimes.contract import Artifact
 from runtimes.errors import BadArtifact, WrongCall
 from runtimes.manifest import open_artifact
@@ -37,6 +39,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 7 in float32 with a function for four tokens."""
     folder = tmp_path_factory.mktemp("whole")
     return exported("7", "coreml-ane", folder, layers=2, precision="fp32", prefill=(CHUNK,))
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 5.2, whose decay is no input of its recurrence, with a function for up to four tokens."""
+    folder, options = tmp_path_factory.mktemp("masked"), {"prefill": "masked"}
+    return exported("5.2", "coreml-ane", folder, precision="fp32", prefill=(CHUNK,), options=options)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +82,39 @@ def test_a_package_steps_and_reads_prompts_as_torch_does(whole: Path) -> None:
     wanted = in_torch(whole)
     assert stepping(session, wanted) < BOUND
     assert in_chunks(session, wanted, [CHUNK, 1, CHUNK, 1]) < BOUND
+
+
+def test_a_masked_function_takes_prompts_of_any_length(masked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, prefill) = manifest.read(masked).graphs
+    assert (prefill.tokens, prefill.up_to, prefill.mask) == (CHUNK, True, "mask")
+    artifact, wanted = open_artifact(masked), in_torch(masked)
+    for sizes in ([3, 3, 3, 1], [2] * 5, [4, 1, 3, 2]):
+        calls = Calls(mil.open_session(artifact, "cpu"), monkeypatch)
+        assert in_chunks(calls.session, wanted, sizes) < BOUND
+        assert calls.sizes == [CHUNK if size > 1 else 1 for size in sizes]
+    fake_core_ml.install(monkeypatch)
+    assert in_chunks(coreml.open_session(artifact, "ane"), wanted, [3, 3, 3, 1]) < BOUND
+
+
+class Calls:
+    """A session, and the sizes of the graphs that it calls."""
+
+    def __init__(self, session: Any, patch: pytest.MonkeyPatch) -> None:
+        self.session, self.sizes = session, list[int]()
+        for size, run in session._graphs.items():
+            patch.setitem(session._graphs, size, partial(self._run, size, run))
+
+    def _run(self, size: int, run: Any, *given: Any) -> Any:
+        self.sizes.append(size)
+        return run(*given)
+
+
+def test_a_mask_of_another_type_is_refused(masked: Path) -> None:
+    artifact = open_artifact(masked)
+    decode, prefill = artifact.manifest.graphs
+    wrong = Artifact(masked, replace(artifact.manifest, graphs=(decode, replace(prefill, mask=None))))
+    with pytest.raises(BadArtifact, match="input mask"):
+        mil.open_session(wrong, "cpu")
 
 
 def test_float16_is_rounded_and_starts_at_a_finite_maximum(half: Path) -> None:

@@ -7,19 +7,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fake_core_ml
 import numpy as np
 import pytest
 import torch
 from coremltools_quiet import coremltools
-from small_exports import SIZES, checkpoint, in_chunks, in_torch, stepping
+from small_exports import SIZES, TOKENS, checkpoint, in_chunks, in_torch, largest, stepping
 
 import runtimes
 from exporter import export
+from exporter.passes import mil_pieces
 from runtimes import manifest
-from runtimes.backends import mil
+from runtimes.backends import coreml, mil
 from runtimes.contract import TensorSpec
 from runtimes.errors import BadArtifact, WrongCall
 from runtimes.stacking import apart, parts, together
+from rwkv_export.main import run
+from tests.oracle import trace_of
 
 CHUNK, LAYERS = 2, 2
 HALF = 5e-2
@@ -36,23 +40,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mobile")
 
     @cache
-    def make(version: str, state: str) -> Path:
+    def make(version: str, state: str, *, cut: bool = False) -> Path:
         path = folder / f"{version}.pth"
         torch.save(checkpoint(version, LAYERS), path)
-        return exported(path, folder / state, state=state)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mil_pieces, "AUTO", 1e-9 if cut else 1.0)  # GB: each layer by itself, or all together
+            return exported(path, folder / f"{state}-{cut}", state=state)
 
     return make
 
 
 def exported(
-    path: Path, out: Path, *, precision: str = "fp16", prefill: tuple[int, ...] = (CHUNK,), **options: str
+    path: Path, out: Path, *, precision: str = "fp16", sizes: tuple[int, ...] = (CHUNK,), **options: str
 ) -> Path:
     (folder,) = export(
         path,
         targets=["coreml"],
         precision=precision,
         options={"names": "rwkv-mobile", **options},
-        prefill=prefill,
+        prefill=sizes,
         out=out,
     )
     return folder
@@ -64,15 +70,15 @@ def settings(folder: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def package(folder: Path) -> Path:
-    """Where the compiler takes the first piece from whose name the backend puts together."""
+def package(folder: Path, number: int = 1) -> Path:
+    """Where the compiler takes the piece from whose name the backend puts together."""
     found = settings(folder)
-    return folder / f"{found['basename']}_chunk1of{found['num_chunks']}.mlpackage"
+    return folder / f"{found['basename']}_chunk{number}of{found['num_chunks']}.mlpackage"
 
 
-def functions(folder: Path) -> dict[str, tuple[Ports, Ports, Ports]]:
+def functions(folder: Path, number: int = 1) -> dict[str, tuple[Ports, Ports, Ports]]:
     """Inputs, outputs and states of each function, as the package describes them."""
-    description = coremltools.utils.load_spec(str(package(folder))).description
+    description = coremltools.utils.load_spec(str(package(folder, number))).description
     assert description.defaultFunctionName == "decode"
     return {each.name: (ports(each.input), ports(each.output), ports(each.state)) for each in description.functions}
 
@@ -116,9 +122,30 @@ def test_state_that_core_ml_keeps_has_the_two_names_that_the_backend_asks_for(ma
     }
 
 
-@pytest.mark.parametrize(("version", "state"), [("7", "explicit"), ("6", "mlstate")])
-def test_it_computes_what_the_checkpoint_does(made: Any, version: str, state: str) -> None:
-    folder = made(version, state)
+def test_matrices_alone_can_be_kept_and_a_model_be_cut(made: Any) -> None:
+    folder = made("7", "mlstate-wkv", cut=True)
+    assert settings(folder) == {"basename": "model", "num_chunks": "2", "state_mode": "wkv-coreml"}
+    shift, wkv = half(2, 1, *SHIFT[2:]), {"state_wkv": half(1, *WKV[1:])}
+    for name, size in (("decode", 1), ("prefill", CHUNK)):
+        between = half(1, size, SIZES["width"])
+        assert functions(folder, 1)[name] == (
+            {"in0": ("INT32", (1, size)), "state_tokenshift_in": shift},
+            {"out0": between, "v_first_out": between, "state_tokenshift_out": shift},
+            wkv,
+        )
+        assert functions(folder, 2)[name] == (
+            {"in0": between, "v_first_in": between, "state_tokenshift_in": shift},
+            {"out0": half(1, 1, SIZES["vocab"]), "state_tokenshift_out": shift},
+            wkv,
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "cut"),
+    [("7", "explicit", False), ("6", "mlstate", False), ("7", "mlstate-wkv", True)],
+)
+def test_it_computes_what_the_checkpoint_does(made: Any, version: str, state: str, *, cut: bool) -> None:
+    folder = made(version, state, cut=cut)
     session, wanted = runtimes.open_session(folder), in_torch(folder)
     assert stepping(session, wanted) < HALF
     assert in_chunks(session, wanted, (CHUNK, 1, CHUNK + 1)) < HALF
@@ -131,9 +158,42 @@ def test_the_functions_share_their_weights(made: Any) -> None:
     assert weights.stat().st_size < 1.5 * 2 * parameters
 
 
-def test_a_readme_names_the_one_command_that_is_left(made: Any) -> None:
-    folder = made("7", "explicit")
-    assert f"\nxcrun coremlcompiler compile {package(folder).name} .\n" in (folder / "README.md").read_text()
+@pytest.mark.parametrize(("state", "numbers"), [("explicit", [1]), ("mlstate-wkv", [1, 2])])
+def test_a_readme_names_the_commands_that_are_left(made: Any, state: str, numbers: list[int]) -> None:
+    folder = made("7", state, cut=len(numbers) > 1)
+    for number in numbers:
+        assert (
+            f"\nxcrun coremlcompiler compile {package(folder, number).name} .\n" in (folder / "README.md").read_text()
+        )
+
+
+@pytest.mark.parametrize(("version", "state", "cut"), [("6", "mlstate", False), ("7", "mlstate-wkv", True)])
+def test_core_ml_is_given_what_the_interpreter_is(
+    made: Any, monkeypatch: pytest.MonkeyPatch, version: str, state: str, *, cut: bool
+) -> None:
+    artifact = manifest.open_artifact(made(version, state, cut=cut))
+    wanted = trace_of(mil.open_session(artifact, "cpu"), TOKENS)
+    fake_core_ml.install(monkeypatch)
+    assert largest(trace_of(coreml.open_session(artifact, "cpu"), TOKENS), wanted) == 0
+
+
+def test_packages_in_another_order_are_refused(made: Any) -> None:
+    artifact = manifest.open_artifact(made("7", "mlstate-wkv", cut=True))
+    graphs = [replace(each, file=each.then[0], then=(each.file,)) for each in artifact.manifest.graphs]
+    with pytest.raises(BadArtifact, match="in0"):
+        mil.open_session(replace(artifact, manifest=replace(artifact.manifest, graphs=tuple(graphs))), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("version", "message"), [("6", "every package, which RWKV-6 has none of"), ("7a", "looks up tables in every layer")]
+)
+def test_models_that_cannot_be_handed_on_are_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, message: str
+) -> None:
+    monkeypatch.setattr(mil_pieces, "AUTO", 1e-9)
+    torch.save(checkpoint(version, LAYERS), tmp_path / "model.pth")
+    with pytest.raises(WrongCall, match=message):
+        exported(tmp_path / "model.pth", tmp_path / "out")
 
 
 def test_a_manifest_of_other_shapes_is_refused(made: Any) -> None:
@@ -157,21 +217,29 @@ def test_shifts_of_all_layers_and_both_kinds_are_one_tensor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "precision", "options", "prefill", "message"),
+    ("version", "precision", "options", "sizes", "message"),
     [
         ("4", "fp16", {}, (4,), "rwkv-mobile names need three state tensors a layer, RWKV-4 has others"),
         ("7", "fp32", {}, (4,), "rwkv-mobile reads float16 logits, which fp32 does not give"),
         ("7", "mixed", {}, (4,), "rwkv-mobile reads float16 logits, which mixed does not give"),
         ("7", "fp16", {"ios": "17"}, (4,), "two functions of one package, which need iOS 18, not 17"),
-        ("7", "fp16", {"chunk": "0.9"}, (4,), "with rwkv-mobile's names the step is one package"),
+        ("7", "fp16", {"prefill": "masked"}, (4,), "rwkv-mobile gives no mask to a function for prompts"),
         ("7", "fp16", {}, (4, 8), "rwkv-mobile loads one function for prompts, not 2"),
     ],
 )
 def test_what_it_cannot_load_is_refused(
-    tmp_path: Path, version: str, precision: str, options: dict[str, str], prefill: tuple[int, ...], message: str
+    tmp_path: Path, version: str, precision: str, options: dict[str, str], sizes: tuple[int, ...], message: str
 ) -> None:
     torch.save(checkpoint(version, 1), tmp_path / "model.pth")
     with pytest.raises(WrongCall, match=message) as refused:
-        exported(tmp_path / "model.pth", tmp_path / "out", precision=precision, prefill=prefill, **options)
+        exported(tmp_path / "model.pth", tmp_path / "out", precision=precision, sizes=sizes, **options)
     assert refused.value.hint
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("word", ["--names", "--layout"])
+def test_the_command_line_has_two_words_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    torch.save(checkpoint("7", 1), tmp_path / "model.pth")
+    command = ["export", str(tmp_path / "model.pth"), "-t", "coreml", "-p", "fp32", word, "rwkv-mobile"]
+    assert run([*command, "-o", str(tmp_path / "out")]) == 2
+    assert "rwkv-mobile reads float16 logits" in capsys.readouterr().err

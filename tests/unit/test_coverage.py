@@ -45,10 +45,11 @@ def test_operators_products_and_weights_are_counted_on_their_side(lowered: tuple
         assert found.delegates == {"XnnpackBackend": 1}
         assert found.inside == {"aten.linear": 2, "aten.relu": 1}
         assert found.outside == {"aten.embedding": 1}
+        assert set(found.why) == {"aten.embedding"} and "looked up" in found.why["aten.embedding"]
         assert (found.macs_inside, found.macs_outside) == (products, 0)
         assert (found.weights_inside, found.weights_outside) == (weights, table)
     else:
-        assert (found.delegates, found.inside) == ({}, {})
+        assert (found.delegates, found.inside, found.why) == ({}, {}, {})
         assert (found.macs_inside, found.macs_outside) == (0, products)
         assert (found.weights_inside, found.weights_outside) == (0, weights + table)
 

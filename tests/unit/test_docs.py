@@ -187,6 +187,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         ("README.md", "matrix", "matrix.py"),
         ("README.md", "choice", "choice_table.py"),
         ("benchmarks/README.md", "peers", "peers_table.py"),
+        ("benchmarks/README.md", "gpu", "gpu_table.py"),
     ],
 )
 def test_a_table_of_figures_is_that_of_a_recorded_run(page: str, name: str, script: str) -> None:

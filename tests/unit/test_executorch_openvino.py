@@ -102,7 +102,8 @@ def test_bfloat16_is_forbidden_unless_the_environment_says_what_to_use(monkeypat
 
 def test_the_target_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "find_spec", lambda name: None)
-    assert executorch_openvino.missing() == "the Python package openvino is not installed"
+    said = "the Python package openvino is not installed (pip install 'rwkv-export[openvino]')"
+    assert executorch_openvino.missing() == said
 
 
 def test_versions_that_read_freed_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

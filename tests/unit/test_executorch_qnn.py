@@ -27,6 +27,7 @@ from runtimes.backends import pte
 from runtimes.contract import Artifact
 from runtimes.errors import Missing, WrongCall
 from runtimes.qnn import device
+from runtimes.qnn.chips import CHIPS
 from tests.requirements import require
 from validation.outcome import Outcome, Parity
 from validation.runner import validate
@@ -127,7 +128,9 @@ def test_every_processor_is_one_that_the_toolchain_knows() -> None:
 
     known = {chip.name.lower(): _soc_info_table[chip].htp_info.htp_arch for chip in QcomChipset if chip.value}
     without_half = {name for name, arch in known.items() if arch <= HtpArch.V68}
-    assert set(executorch_qnn.SOCS) == set(known) - without_half
+    numbers = {chip.name.lower(): chip.value for chip in QcomChipset}
+    assert set(executorch_qnn.SOCS) == set(known) - without_half | {"xelite"}
+    assert {name: numbers[name] for name in CHIPS if name != "xelite"} | {"xelite": numbers["sc8380xp"]} == CHIPS
 
 
 class Activations(nn.Module):

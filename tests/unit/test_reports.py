@@ -21,7 +21,7 @@ from runtimes.manifest import Coverage
 from runtimes.profile import Profile, Side, Spent
 from validation import exit_code, outcome
 from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Reading, Results, Samples
-from validation.reports import html, junit, markdown
+from validation.reports import history, html, junit, markdown
 from validation.reports.delegates import taken
 from validation.reports.rows import join, verdict
 from validation.reports.words import share, sig, size
@@ -218,7 +218,9 @@ def covered(artifact: str, coverage: Coverage) -> Parity:
 
 
 def test_what_delegates_took_is_a_line_an_artifact() -> None:
-    most = Coverage({"XnnpackBackend": 2}, {"aten.linear": 7, "aten.mul": 2}, {"aten.embedding": 1}, 999, 1, 750, 250)
+    why = {"aten.embedding": "rows are looked up", "aten.index_select": "rows are looked up"}
+    inside = {"aten.linear": 7, "aten.mul": 2}
+    most = Coverage({"XnnpackBackend": 2}, inside, {"aten.embedding": 1}, 999, 1, 750, 250, why)
     none = Coverage({}, {}, {"aten.linear": 3, "aten.add": 4}, 0, 500, 0, 100)
     rows = (covered("a", most), covered("a", most), covered("b", none), passing("c"))
     results = Results(outcome.SCHEMA, MACHINE, rows)
@@ -228,13 +230,14 @@ def test_what_delegates_took_is_a_line_an_artifact() -> None:
         f"2 {TIMES} XnnpackBackend",
         f"1 {TIMES} aten.embedding",
     ]
+    assert (lines["a"].why, lines["b"].why) == ("aten.embedding, aten.index_select: rows are looked up", "")
     assert lines["b"].calls == "none"
     assert lines["b"].outside.replace("\u00a0", " ") == f"4 {TIMES} aten.add, 3 {TIMES} aten.linear"
     assert "c" not in lines
     page, summary = html.render([results]), markdown.render(results)
     assert "What the delegates took" in page
     assert "9 of 10" in Page(page).text
-    for expected in ("XnnpackBackend", "aten.embedding", "99.9 %"):
+    for expected in ("XnnpackBackend", "aten.embedding", "99.9 %", "rows are looked up"):
         assert expected in page
         assert expected in summary
     assert "What the delegates took" not in html.render([Results(outcome.SCHEMA, MACHINE, (passing("c"),))])
@@ -420,6 +423,30 @@ def test_large_raw_results_are_left_out_and_the_page_stays_small() -> None:
     assert "Too large to carry" in text
     assert "base64" not in text
     assert len(text.encode()) < 1_000_000
+
+
+def dated(milliseconds: float, made: str, **changes: object) -> Results:
+    return replace(Results(outcome.SCHEMA, replace(MACHINE, **changes), latency=(timed("a", milliseconds),)), made=made)
+
+
+def test_earlier_runs_are_drawn_by_date_and_only_those_of_the_same_machine() -> None:
+    now = dated(6.0, "2026-11-22T10:00:00Z")
+    later, first = dated(4.0, "2026-11-21T10:00:00Z", packages={"torch": "2.12"}), dated(8.0, "2026-10-01T10:00:00Z")
+    other = dated(1.0, "2026-11-20T10:00:00Z", cpu="Another CPU")
+    (found,) = history.trace(join([now]), [now], [later, other, first])
+    assert [run.decode.min_ms for run in found.runs] == [8.0, 4.0, 6.0]
+    assert [run.day for run in found.runs] == ["2026-10-01", "2026-11-21", "2026-11-22"]
+    assert history.words(found).endswith("+50 % against the run before, +50 % against the fastest before")
+    page = html.render([now], history=[later, other, first])
+    assert "How did it change?" in page and "2026-10-01" in page and "2026-11-20" not in page
+    assert "How did it change?" not in html.render([now], history=[other])
+
+
+def test_runs_without_a_date_come_first_and_do_not_hide_one_another() -> None:
+    now, dated_one = dated(6.0, ""), dated(5.0, "2026-11-21T10:00:00Z")
+    (found,) = history.trace(join([now]), [now], [dated_one, dated(9.0, ""), dated(8.0, "")])
+    assert [run.decode.min_ms for run in found.runs] == [9.0, 8.0, 5.0, 6.0]
+    assert len({run.moment for run in found.runs}) == 4
 
 
 def luminance(colour: str) -> float:

@@ -44,6 +44,7 @@ def test_unknown_row_is_refused_with_a_suggestion() -> None:
         (ROW.replace("max_abs = 1.0", "max_abs = nan"), "must be positive"),
         (ROW.replace("top1 = 1.0", "top1 = 1.5"), r"top1 in \(0, 1\]"),
         (ROW + 'itself = "raw"\n', "row.itself is 'raw', which is no row"),
+        (ROW + 'kernel = "raw"\n', "row.kernel is 'raw', which is no row"),
         (ROW + "text_kl = 0.0\n", "text_kl must be positive, or left out"),
         (ROW + "text_kl = nan\n", "text_kl must be positive, or left out"),
         (ROW.replace('"test"', '" "'), "row.reason is empty"),

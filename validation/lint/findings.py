@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """What the lint found in an artifact's Core ML programs, errors first. It weighs no outcome.
+    """What the lint found in an artifact's Core ML programs, errors first.
 
     operations: how many were looked at, in all functions
     trouble:    why nothing could be looked at; "" where it could

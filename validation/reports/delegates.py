@@ -20,6 +20,7 @@ class Taken:
     calls:   of each delegate; "none" where none took anything
     macs, weights, operators: what is inside, of all: "98.3 %"; the second of each pair says of how much
     outside: operators by name, the most frequent first
+    why:     the reasons known, "" for none
     """
 
     row: Row
@@ -28,6 +29,7 @@ class Taken:
     weights: tuple[str, str]
     operators: tuple[str, str]
     outside: str
+    why: str
 
 
 def taken(rows: Sequence[Row]) -> list[Taken]:
@@ -52,7 +54,16 @@ def _taken(row: Row, counted: Coverage) -> Taken:
         weights=(_share(counted.weights_inside, counted.weights_outside), f"of {size(weights)}"),
         operators=(_share(inside, outside), f"{inside} of {inside + outside}"),
         outside=_counts(counted.outside, NAMED) or NOTHING,
+        why=_reasons(counted.why),
     )
+
+
+def _reasons(why: Mapping[str, str]) -> str:
+    """Each reason once, with the operators it is for."""
+    names: dict[str, list[str]] = {}
+    for operator, reason in why.items():
+        names.setdefault(reason, []).append(operator)
+    return "; ".join(f"{listing(operators)}: {reason}" for reason, operators in names.items())
 
 
 def _share(inside: int, outside: int) -> str:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from runtimes.profile import Side
 from runtimes.schema import to_plain
 from validation.outcome import Bound, Latency, Machine, Reading, Results, Samples
-from validation.reports import charts
+from validation.reports import charts, hops
+from validation.reports import history as past
 from validation.reports.delegates import taken
 from validation.reports.rows import Row, counts, join, said, verdict
 from validation.reports.words import (
@@ -55,8 +56,11 @@ class Chapter:
     legend: tuple[tuple[Row, str], ...]
 
 
-def render(results: Sequence[Results]) -> str:
-    """The page for some results documents; identical input gives identical text."""
+def render(results: Sequence[Results], *, history: Sequence[Results] = ()) -> str:
+    """The page for some results documents; identical input gives identical text.
+
+    history: documents of earlier runs, which only show how rows of `results` changed
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     here = Path(__file__).parent
@@ -72,12 +76,16 @@ def render(results: Sequence[Results]) -> str:
         counts=counts(rows),
         rows=rows,
         machines=_machines(rows, results),
-        chapters=[chapter for chapter in (make(rows) for make in CHAPTERS) if chapter],
+        chapters=[
+            chapter for chapter in (*(make(rows) for make in CHAPTERS), _history(rows, results, history)) if chapter
+        ],
         taken=taken(rows),
         lints=list(dict.fromkeys(lint for document in results for lint in document.lint)),
         read=[row for row in rows if row.quality],
         passages=_passages(rows),
         chunkings=_chunkings(rows),
+        apart=hops.split(rows),
+        hop_names=hops.HEADER,
         readings=_readings(rows),
         timed=_timed(rows),
         profiled=[(row, part) for row in rows if row.profile for part in row.profile.spent],
@@ -187,6 +195,17 @@ def _tradeoff(rows: Sequence[Row]) -> Chapter | None:
     lead = "Further right is faster, further down is closer to the checkpoint. A hollow mark did not pass."
     pictures = [("Largest |Δlogit| against decode speed", charts.scatter(rows))]
     return _chapter("tradeoff", "What does speed cost?", lead, pictures, legend)
+
+
+def _history(rows: Sequence[Row], results: Sequence[Results], earlier: Sequence[Results]) -> Chapter | None:
+    histories = past.trace(rows, results, earlier)
+    legend = [(history.row, past.words(history)) for history in histories]
+    lead = (
+        "Medians of earlier runs on the same machine, by date; the upright lines reach the 90th percentile. "
+        "The command compare tests whether two of them really differ."
+    )
+    pictures = [("Median milliseconds per generated token", past.picture(histories))]
+    return _chapter("history", "How did it change?", lead, pictures, legend)
 
 
 def _chapter(

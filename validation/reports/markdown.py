@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from validation.lint.findings import Finding, Lint
-from validation.outcome import Quality, Results
+from validation.outcome import Hops, Quality, Results
+from validation.reports import hops
 from validation.reports.delegates import Taken, taken
 from validation.reports.rows import Row, join, said, verdict
 from validation.reports.words import NOTHING, fine, one_line, plural, share, sig, size, worst
@@ -46,6 +47,7 @@ TEXT_HEADER = (
     "top-1",
 )
 DELEGATE_HEADER = ("Artifact", "Delegate calls", "Left outside", "Target", "MACs inside", "weights", "operators")
+HOPS_HEADER = ("Two hops", "Precision", "Ran on", "Kernel against the same graph on", *hops.HEADER)
 LINT_HEADER = ("Linted artifact", "Severity", "Rule", "Found", "times")
 LEFT = 4
 """Columns of words in each table; the others hold numbers and are aligned right."""
@@ -57,6 +59,8 @@ def render(results: Results) -> str:
     lines = [f"**{_text(str(verdict(rows)))}**", ""]
     if rows:
         lines += _table(HEADER, [_cells(row) for row in rows])
+    if apart := hops.split(rows):
+        lines += ["", *_table(HOPS_HEADER, [[*_hop_words(row, parts), *numbers] for row, parts, numbers in apart])]
     if read := [row.quality for row in rows if row.quality]:
         lines += ["", *_table(TEXT_HEADER, [_text_cells(part) for part in read])]
     if found := taken(rows):
@@ -66,7 +70,7 @@ def render(results: Results) -> str:
     lines += _items("Reasons", [(row, reason) for row in rows for reason in row.reasons])
     lines += _items("Warnings", [(row, text) for row in rows if row.latency for text in row.latency.warnings])
     machine = results.machine
-    facts = ", ".join(fact for fact in (machine.cpu, machine.system, f"Python {machine.python}") if fact)
+    facts = ", ".join(fact for fact in (machine.name, machine.cpu, machine.system, f"Python {machine.python}") if fact)
     return "\n".join([*lines, "", f"Made on {_text(facts)}.", ""])
 
 
@@ -89,6 +93,11 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def _hop_words(row: Row, parts: Hops) -> list[str]:
+    identity = row.identity
+    return [_text(word) for word in (identity.artifact, identity.precision, identity.observed, parts.place)]
+
+
 def _text_cells(part: Quality) -> list[str]:
     reading, limit = part.reading, f" (≤ {sig(part.bound.mean_kl)})" if part.bound else ""
     numbers = [NOTHING] * 5
@@ -108,7 +117,8 @@ def _text_cells(part: Quality) -> list[str]:
 
 def _delegate_cells(line: Taken) -> list[str]:
     identity = line.row.identity
-    words = map(_text, (identity.artifact, line.calls, line.outside, f"{identity.target} {identity.precision}"))
+    outside = f"{line.outside} ({line.why})" if line.why else line.outside
+    words = map(_text, (identity.artifact, line.calls, outside, f"{identity.target} {identity.precision}"))
     return [*words, *(" ".join(pair) for pair in (line.macs, line.weights)), line.operators[1]]
 
 

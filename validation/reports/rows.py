@@ -161,7 +161,7 @@ def _place(rows: list[Row], own: int, new: Row) -> None:
     for index in [*range(own, len(rows)), *range(own)]:
         old = rows[index]
         free = not {name for name, _ in old.parts} & {name for name, _ in new.parts}
-        if free and _key(old) == _key(new) and old.machine == new.machine:
+        if free and key(old) == key(new) and old.machine == new.machine:
             rows[index] = Row(
                 0, old.machine, old.parity or new.parity, old.latency or new.latency, old.quality or new.quality
             )
@@ -169,7 +169,8 @@ def _place(rows: list[Row], own: int, new: Row) -> None:
     rows.append(new)
 
 
-def _key(row: Row) -> tuple[str, ...]:
+def key(row: Row) -> tuple[str, ...]:
+    """What two rows of one machine must share to speak of the same."""
     identity = row.identity
     return (
         identity.artifact,

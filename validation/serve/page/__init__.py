@@ -1,0 +1,1 @@
+"""The page as browsers load it: no Python is in here."""

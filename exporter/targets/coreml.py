@@ -59,7 +59,7 @@ TARGETS = (
             keep.OPTION,
         ),
         prefill=True,
-        also_runs=("coreml:cpu", "coreml:gpu", "coreml:ane"),
+        also_runs=("coreml:cpu", "coreml:gpu", "coreml:ane", "iphone:ane"),
         calibrated=(mil_activations.PRECISION,),
     ),
 )

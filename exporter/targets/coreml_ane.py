@@ -49,7 +49,7 @@ TARGETS = (
             keep.OPTION,
         ),
         prefill=True,
-        also_runs=("coreml:ane", "coreml:gpu", "coreml:cpu"),
+        also_runs=("coreml:ane", "coreml:gpu", "coreml:cpu", "iphone:ane"),
         calibrated=(mil_activations.PRECISION,),
     ),
 )

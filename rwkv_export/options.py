@@ -62,6 +62,13 @@ def output_file(flag: str, text: str, *short: str) -> Any:
     return typer.Option(flag, *short, metavar="FILE", dir_okay=False, callback=writable, help=text)
 
 
+def text_file(implied: str = "") -> Any:
+    """An option that names a text to read; `implied` ends its help."""
+    words = f"The text to read, UTF-8.{implied}"
+    default = "one that comes along, which no bundled model was trained on"
+    return typer.Option(metavar="FILE", exists=True, dir_okay=False, help=words, show_default=default)
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Only results and errors, no progress.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
 JsonFile = Annotated[Path | None, output_file("--json", "Also write all numbers and raw samples to this file.")]

@@ -11,11 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from runtimes.contract import Placement
-from runtimes.errors import WrongCall
-from runtimes.files import write_text_atomically
 from runtimes.manifest import Coverage
 from runtimes.profile import Profile, quickest
-from runtimes.schema import SchemaError, from_plain, to_plain
+from runtimes.schema import to_plain
+from validation import documents
 from validation.lint.findings import Lint
 
 SCHEMA = 1
@@ -314,17 +313,9 @@ def by_machine(documents: Iterable[Results]) -> list[Results]:
 
 def write(results: Results, path: Path) -> None:
     """Write results as JSON, atomically."""
-    write_text_atomically(path, json.dumps(to_plain(results), indent=1) + "\n")
+    documents.write(results, path)
 
 
 def read(path: Path) -> Results:
     """Read a results document; raises WrongCall naming the file and the place that does not fit."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document, dict) and document.get("schema") != SCHEMA:
-            raise SchemaError(f"schema is {document.get('schema')!r}, this version reads {SCHEMA}")
-        return from_plain(Results, document)
-    except OSError as error:
-        raise WrongCall(f"cannot read results {path}: {error.strerror}") from error
-    except (SchemaError, ValueError, RecursionError) as error:
-        raise WrongCall(f"{path} is not a results file: {error}", hint="make one with `--json FILE`") from error
+    return documents.read(Results, path, schema=SCHEMA, what="a results file", hint="make one with `--json FILE`")

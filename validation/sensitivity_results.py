@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimes.errors import WrongCall
-from runtimes.files import write_text_atomically
-from runtimes.schema import SchemaError, from_plain, to_plain
+from validation import documents
 
 SCHEMA = 1
 ALL, KEPT = "everything", "everything but what is kept"
@@ -116,22 +114,13 @@ def recommended(document: Sensitivity) -> tuple[str, ...]:
 
 def write(document: Sensitivity, path: Path) -> None:
     """Write it as JSON, atomically."""
-    write_text_atomically(path, json.dumps(to_plain(document), indent=1) + "\n")
+    documents.write(document, path)
 
 
 def read(path: Path) -> Sensitivity:
     """Read a document; raises WrongCall naming the file and the place that does not fit."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document, dict) and document.get("schema") != SCHEMA:
-            raise SchemaError(f"schema is {document.get('schema')!r}, this version reads {SCHEMA}")
-        return from_plain(Sensitivity, document)
-    except OSError as error:
-        raise WrongCall(f"cannot read {path}: {error.strerror}") from error
-    except (SchemaError, ValueError, RecursionError) as error:
-        raise WrongCall(
-            f"{path} holds no sensitivities: {error}", hint="make some with `rwkv-export sensitivity --json FILE`"
-        ) from error
+    hint = "make one with `rwkv-export sensitivity --json FILE`"
+    return documents.read(Sensitivity, path, schema=SCHEMA, what="a file of sensitivities", hint=hint)
 
 
 def continued(fresh: Sensitivity, path: Path | None) -> Sensitivity:

@@ -7,22 +7,13 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Json, Quiet
+from rwkv_export.options import Json, Quiet, text_file
 
 Thing = Annotated[Path, typer.Argument(metavar="CHECKPOINT|ARTIFACT", help="A checkpoint, or an artifact folder.")]
 Fp16 = Annotated[
     bool, typer.Option("--fp16", metavar="", help="Step the checkpoint through a text: what can float16 not hold?")
 ]
-Text = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="The text to read, UTF-8. Implies --fp16.",
-        show_default="one that comes along, which no bundled model was trained on",
-    ),
-]
+Text = Annotated[Path | None, text_file(" Implies --fp16.")]
 Tokens = Annotated[int, typer.Option(min=2, help="With --fp16: tokens of the text to read.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Quiet, complete_targets, output_file
+from rwkv_export.options import Quiet, complete_targets, output_file, text_file
 
 Checkpoint = Annotated[
     Path | None,
@@ -25,16 +25,7 @@ Target = Annotated[
         show_default="the first target that has the precision",
     ),
 ]
-Text = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="The text to read, UTF-8.",
-        show_default="one that comes along, which no bundled model was trained on",
-    ),
-]
+Text = Annotated[Path | None, text_file()]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
 Grow = Annotated[float, typer.Option(help="By what part of their quantised size keeping may grow the matrices.")]
 LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Artifacts, JsonFile, On, Quiet, Seed, output_file
+from rwkv_export.options import Artifacts, JsonFile, On, Quiet, Seed, output_file, text_file
 
 Checkpoint = Annotated[
     Path | None,
@@ -19,16 +19,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
 Quality = Annotated[
     bool, typer.Option("--quality", metavar="", help="Also read a text, whatever the precision: KL and perplexity.")
 ]
-Text = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="The text to read, UTF-8. Implies --quality.",
-        show_default="one that comes along, which no bundled model was trained on",
-    ),
-]
+Text = Annotated[Path | None, text_file(" Implies --quality.")]
 QualityTokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
 Lint = Annotated[
     bool,

@@ -134,7 +134,7 @@ def test_a_document_of_something_else_is_not_continued(checkpoint: Path, found: 
     with pytest.raises(WrongCall, match="or of another text"):
         measured(checkpoint, known=path)
     path.write_text("{}")
-    with pytest.raises(WrongCall, match="holds no sensitivities"):
+    with pytest.raises(WrongCall, match="is not a file of sensitivities"):
         measured(checkpoint, known=path)
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
-from exporter import graph, ports
+from exporter import archive, graph, ports
 from exporter.contract import Job, ModelSpec, Target, Written
 from exporter.passes import torch_half
 from exporter.quiet import quiet
 from runtimes.manifest import Graph, Precision
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 TARGETS = (
     Target(
@@ -53,44 +48,8 @@ def export(job: Job, folder: Path) -> Written:
         name = "decode" if tokens == 1 else f"prefill{tokens}"
         with job.progress(f"tracing and writing {name}"), quiet():
             program = graph.trace(job.model, named.arguments(tokens))
-            for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it says where we were built
-            _save(program, folder / f"{name}.pt2")
+            archive.save(program, folder / f"{name}.pt2")
         graphs.append(Graph(tokens, f"{name}.pt2", named.tokens, "int64", named.logits))
     name = str(stored).removeprefix("torch.")
     kept = () if stored == torch.float32 else (torch_half.KEPT,)
     return Written(tuple(graphs), named.state, Precision(name, name, kept), {"torch": version("torch")})
-
-
-def _save(program: ExportedProgram, path: Path) -> None:
-    with path.open("wb") as file:
-        stream = _Patient(file)
-        torch.export.save(program, cast(IO[bytes], stream))
-    if stream.error:
-        raise stream.error
-
-
-class _Patient(io.RawIOBase):
-    """Keeps an OSError for later: torch's C++ writer ends the process where a write fails, as on a full disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def write(self, data: Any) -> int:
-        """All of `data`, or nothing since the first failure."""
-        if self.error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(data)

@@ -43,9 +43,7 @@ def open_session(artifact: Artifact, device: str) -> Session:
     """Load every program of the artifact onto `device`; raises BadArtifact."""
     modules = {}
     for graph in artifact.manifest.graphs:
-        path = artifact.folder / graph.file
-        _refuse_code(path)
-        modules[graph.tokens] = _load(path, device)
+        modules[graph.tokens] = _load(artifact.folder / graph.file, device)
     placed = partial(_placement, modules[min(modules)], device)
     if device == "cpu":
         return explicit_session(artifact, {tokens: _runner(module) for tokens, module in modules.items()}, placed)
@@ -112,17 +110,24 @@ def _expressions(program: Any) -> Iterator[str]:
             yield from _expressions(item)
 
 
-def _load(path: Path, device: str) -> Any:
-    from torch.export.passes import move_to_device_pass
+def program(path: Path) -> Any:
+    """The program of an archive that holds no code; raises BadArtifact."""
     from torch.export.pt2_archive._package import load_pt2  # torch.export.load would try an older format next
 
+    _refuse_code(path)
     try:
-        program = load_pt2(str(path)).exported_programs["model"]
+        return load_pt2(str(path)).exported_programs["model"]
     except Exception as error:  # torch raises what it meets: RuntimeError, KeyError, its own families
         raise BadArtifact(f"torch cannot load {path}: {error}", hint="export again") from error
+
+
+def _load(path: Path, device: str) -> Any:
+    from torch.export.passes import move_to_device_pass
+
+    loaded = program(path)
     if device != "cpu":
-        program = move_to_device_pass(program, device)
-    return program.module(check_guards=False)
+        loaded = move_to_device_pass(loaded, device)
+    return loaded.module(check_guards=False)
 
 
 def _runner(module: Any) -> Run:

@@ -91,6 +91,9 @@ def converted(
 
     states: what Core ML is to keep between calls, in float16; none where all state is among inputs and outputs
     """
+    from coremltools.converters.mil.mil import Builder
+
+    Builder.name_count.clear()  # the names of operations shall not tell what this process converted before
     program = folded(graph.trace(module, tuple(port.example() for port in (*inputs, *states))).run_decompositions({}))
     made = _stateful(program, inputs, outputs, states, recipe) if states else _pure(program, inputs, outputs, recipe)
     return recipe.compress(made) if recipe.compress else made

@@ -140,9 +140,9 @@ def test_the_python_of_the_readme_runs(
         ({"targets": ["onxn-cpu"]}, "unknown target 'onxn-cpu'", "did you mean 'onnx-cpu'? known: coreai, coreml"),
         ({"targets": ["torch"], "precision": "fp23"}, "target torch has no precision 'fp23'", "did you mean 'fp32'?"),
         (
-            {"targets": ["coreml", "torch"], "precision": "fp16"},
-            "target torch has no precision 'fp16'",
-            "did you mean 'fp32'?",
+            {"targets": ["coreml", "torch"], "precision": "mixed"},
+            "target torch has no precision 'mixed'",
+            "known: bf16, fp16, fp32",
         ),
         ({"targets": ["torch"], "options": {"ios": "17"}}, "no option 'ios' in torch", "these targets have no options"),
         ({"targets": ["coreml"], "options": {"oss": "17"}}, "no option 'oss' in coreml", "did you mean 'ios'?"),

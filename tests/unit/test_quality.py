@@ -343,7 +343,7 @@ def test_a_text_that_is_too_short_is_an_error_row_with_its_hint(artifact: Path, 
     assert exit_code(results) == 1
 
 
-PUBLISHED = {"int8": 2e-3, "int4": 5e-2}
+PUBLISHED = {"int8": 2e-3, "w8a8": 5e-3, "int4": 5e-2}
 
 
 def test_quantised_rows_have_a_bound_for_text_and_it_is_the_published_one() -> None:

@@ -1,10 +1,11 @@
-"""What of OpenVINO is on this machine, and how ExecuTorch's use of it is kept to float32; it runs nothing."""
+"""What of OpenVINO is on this machine, and how every use of it in a process is kept to float32; it runs nothing."""
 
 from __future__ import annotations
 
 import os
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 PACKAGE = "openvino"
 COMPRESSOR = "nncf"
@@ -45,7 +46,16 @@ def missing() -> str | None:
 def keep_float32() -> None:
     """Limit the plug-in to instructions without bfloat16, unless the environment already says what it may use.
 
-    Where the processor has them, it multiplies in bfloat16 by default, and a program cannot say otherwise: the delegate
-    hands it no configuration, and what a graph was compiled with is not kept. It looks when it is first used.
+    Where the processor has them, it multiplies in bfloat16 by default, and ExecuTorch's programs cannot say otherwise:
+    the delegate hands it no configuration, and what a graph was compiled with is not kept. It looks once, when anything
+    in the process first uses it, so whoever does has to call this before.
     """
     os.environ.setdefault(INSTRUCTIONS, WITHOUT_BFLOAT16)
+
+
+def core() -> Any:
+    """OpenVINO's `Core`, in a process that is kept to float32."""
+    keep_float32()
+    from openvino import Core
+
+    return Core()

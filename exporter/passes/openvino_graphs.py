@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.quiet import quiet
+from runtimes import openvino
 from runtimes.manifest import Kept
 
 GROUP = 32  # inputs that share a scale of 4 bits
@@ -30,10 +31,8 @@ UNEVEN = f"its inputs are no multiple of {GROUP}, which share a scale"
 
 def read(path: Path) -> Any:
     """The model in an ONNX file, independent of it."""
-    import openvino
-
     with quiet():
-        return openvino.Core().read_model(path).clone()
+        return openvino.core().read_model(path).clone()
 
 
 def compress(model: Any, precision: str, wide: Callable[[str], bool]) -> tuple[Kept, ...]:
@@ -84,9 +83,9 @@ def _pattern(name: str) -> str:
 
 def save(model: Any, path: Path) -> None:
     """Write a model and its weights beside it, as they are; `share` makes of it what an artifact holds."""
-    import openvino
+    from openvino import save_model
 
-    openvino.save_model(model, path, compress_to_fp16=False)
+    save_model(model, path, compress_to_fp16=False)
 
 
 def share(graphs: Sequence[Path], weights: Path) -> None:

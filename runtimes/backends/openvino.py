@@ -28,9 +28,7 @@ def missing(device: str) -> str | None:
         return reason
     if device == "cpu":
         return None
-    from openvino import Core
-
-    found = Core().available_devices
+    found = openvino.core().available_devices
     if any(_plain(name) == device for name in found):
         return None
     return f"OpenVINO finds no {device.upper()} with a driver on this machine, it finds {', '.join(found)}"
@@ -38,11 +36,9 @@ def missing(device: str) -> str | None:
 
 def open_session(artifact: Artifact, device: str) -> Session:
     """Compile every graph for the device; raises BadArtifact where OpenVINO refuses one, Missing without a device."""
-    from openvino import Core
-
     if reason := missing(device):
         raise Missing(reason)
-    core, manifest = Core(), artifact.manifest
+    core, manifest = openvino.core(), artifact.manifest
     compiled = {graph.tokens: _compiled(core, artifact, graph, device) for graph in manifest.graphs}
     pool = Pool([tensor.spec() for tensor in manifest.state])
     runs = {graph.tokens: _run(compiled[graph.tokens], graph, manifest, pool) for graph in manifest.graphs}

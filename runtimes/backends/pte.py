@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from runtimes import qnn
+from runtimes import openvino, qnn
 from runtimes.buffers import Pool
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import Missing, RwkvExportError
@@ -27,12 +27,12 @@ from runtimes.session import Run, Tensors, explicit_session
 READS = (".pte",)
 DEVICES = ("cpu", "cpu-direct", "openvino", "htp-emulator", "vulkan", "webgpu", "mlx", "vgf", "ethos-u")
 
-CPU, DIRECT, EMULATOR = "cpu", "cpu-direct", "htp-emulator"
+CPU, DIRECT, EMULATOR, OPENVINO = "cpu", "cpu-direct", "htp-emulator", "openvino"
 ON_CPU = "XnnpackBackend"
 """The delegate that runs where ExecuTorch's own kernels do."""
 
 DELEGATES = {
-    "openvino": "OpenvinoBackend",
+    OPENVINO: "OpenvinoBackend",
     EMULATOR: "QnnBackend",
     "vulkan": "VulkanBackend",
     "webgpu": "VulkanBackend",
@@ -51,8 +51,8 @@ def missing(device: str) -> str | None:
         return build.missing()
     if device == EMULATOR:
         return qnn.missing()
-    if device == "openvino" and find_spec("openvino") is None:
-        return "the Python package openvino is not installed"
+    if device == OPENVINO and (reason := openvino.missing()):
+        return reason
     if device in DELEGATES and DELEGATES[device] not in wheel.delegates():
         return f"this executorch was built without the delegate {DELEGATES[device]}"
     return None
@@ -116,6 +116,8 @@ def _files(artifact: Artifact, file: str, calls: dict[str, Counter[str]], device
     """The program and its weights where those are separate; raises Missing where the device lacks a delegate."""
     if device == EMULATOR:
         qnn.prepare_emulator(artifact.manifest)
+    if device == OPENVINO:
+        openvino.keep_float32()
     able = {ON_CPU} if device == DIRECT else wheel.delegates()
     if lacking := sorted({name for each in calls.values() for name in _delegates(each)} - able):
         raise Missing(f"{file} needs the delegate {lacking[0]}, which pte:{device} does not have")

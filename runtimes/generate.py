@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ from runtimes import manifest, open_session
 from runtimes.contract import Array, Session
 from runtimes.errors import CheckFailed, WrongCall
 from runtimes.tokenizer import END_OF_TEXT, Decoder, open_tokenizer
+
+
+@dataclass
+class Spent:
+    """What a generation took so far, by the session's own times: seconds of the prompt, and of each token fed since."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 def nucleus(logits: Array, *, temperature: float, top_p: float) -> Array:
@@ -45,14 +56,17 @@ def generate(
     top_p: float = 0.9,
     seed: int | None = None,
     stop: Collection[int] = (END_OF_TEXT,),
+    spent: Spent | None = None,
 ) -> Iterator[int]:
     """Up to `tokens` token ids that continue the prompt; ends early at, and without, a token of `stop`.
 
-    The same seed gives the same tokens. Raises WrongCall for an empty prompt or a setting out of range.
+    The same seed gives the same tokens. `spent` grows as they come. Raises WrongCall for an empty prompt or a setting
+    out of range.
     """
     _check(len(prompt_ids), tokens, temperature, top_p)
-    random = np.random.default_rng(seed)
+    random, spent = np.random.default_rng(seed), spent or Spent()
     step = session.prefill(prompt_ids, session.initial_state())
+    spent.prompt_tokens, spent.prompt_seconds = len(prompt_ids), step.seconds
     for index in range(tokens):
         probabilities = nucleus(step.logits, temperature=temperature, top_p=top_p)
         token = int(random.choice(len(probabilities), p=probabilities))
@@ -61,6 +75,7 @@ def generate(
         yield token
         if index + 1 < tokens:
             step = session.step(token, step.state)
+            spent.tokens, spent.seconds = spent.tokens + 1, spent.seconds + step.seconds
 
 
 def _check(prompt_length: int, tokens: int, temperature: float, top_p: float) -> None:
@@ -83,6 +98,7 @@ def continue_text(
     temperature: float = 1.0,
     top_p: float = 0.9,
     seed: int | None = None,
+    spent: Spent | None = None,
 ) -> Iterator[str]:
     """Pieces of text that continue `prompt`, as they are generated; an empty prompt starts a new document.
 
@@ -93,6 +109,8 @@ def continue_text(
     prompt_ids = tokenizer.encode(prompt) or [END_OF_TEXT]
     decoder = Decoder(tokenizer)
     with closing(open_session(folder, on)) as session:
-        for token in generate(session, prompt_ids, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed):
+        for token in generate(
+            session, prompt_ids, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, spent=spent
+        ):
             yield decoder.feed(token)
     yield decoder.flush()

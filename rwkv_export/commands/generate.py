@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rwkv_export.options import Json, Quiet, complete_places
+
+if TYPE_CHECKING:
+    from runtimes.generate import Spent
 
 Artifact = Annotated[Path, typer.Argument(help="An artifact folder.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(help="The text to continue; empty starts a new one.")]
@@ -39,20 +43,35 @@ def generate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a prompt with an artifact, as it runs on the device. The text is printed as it comes.
+    """Continue a prompt with an artifact, as it runs on the device. The text is printed as it comes, then its speed.
 
     Examples:
       rwkv-export generate out/tiny.onnx-cpu.fp32 "The river"
       rwkv-export generate out/tiny.coreml.fp16 "The river" --on mil:cpu
       rwkv-export generate out/tiny.onnx-cpu.fp32 "The river" --temperature 0
     """
-    from runtimes.generate import continue_text
+    from runtimes.generate import Spent, continue_text
     from rwkv_export import output
 
-    pieces = continue_text(artifact, prompt, on=on, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    spent = Spent()
+    pieces = continue_text(
+        artifact, prompt, on=on, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, spent=spent
+    )
     if json:
-        output.print_json({"artifact": str(artifact), "prompt": prompt, "text": "".join(pieces)})
+        text = "".join(pieces)
+        output.print_json({"artifact": str(artifact), "prompt": prompt, "text": text, **asdict(spent)})
         return
     with output.talking(quiet) as progress, progress(f"loading {artifact}"):
         first = next(pieces)
     output.stream(chain([prompt, first], pieces))
+    output.remark(_speed(spent), quiet=quiet)
+
+
+def _speed(spent: Spent) -> str:
+    """In the session's own times: sampling and printing are not in them."""
+    words = f"prompt: {_rate(spent.prompt_tokens, spent.prompt_seconds)}"
+    return f"{words}, then {_rate(spent.tokens, spent.seconds)}" if spent.tokens else words
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens} tokens at {tokens / seconds:.0f} tok/s" if seconds else f"{tokens} tokens"

@@ -119,7 +119,10 @@ def test_generate_continues_the_prompt_and_repeats_with_a_seed(cli: Cli, artifac
     assert first.out.startswith("She was ")
     assert first.out == again.out != other.out
     assert len(first.out) == len("She was ") + 60 + 1
-    assert json.loads(cli(*words, "1", "--json").out)["text"] == first.out.removeprefix("She was ")[:-1]
+    told = json.loads(cli(*words, "1", "--json").out)
+    assert told["text"] == first.out.removeprefix("She was ")[:-1]
+    assert (told["prompt_tokens"], told["tokens"]) == (len("She was "), 59)  # the last token is not fed
+    assert told["seconds"] > 0
 
 
 def test_targets_in_json_agree_with_the_table(cli: Cli) -> None:

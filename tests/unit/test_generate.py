@@ -14,7 +14,9 @@ from scipy import stats
 
 from runtimes.contract import Array, Session, State, Step
 from runtimes.errors import CheckFailed, WrongCall
-from runtimes.generate import generate, nucleus
+from runtimes.generate import Spent, generate, nucleus
+
+SECONDS = 0.25
 
 
 class Scripted:
@@ -36,7 +38,7 @@ class Scripted:
     def step(self, token: int, state: State) -> Step:
         seen = (*cast(tuple[int, ...], state), token)
         self.fed = list(seen)
-        return Step(self._logits[(len(seen) - 1) % len(self._logits)], cast(State, seen), 0.0)
+        return Step(self._logits[(len(seen) - 1) % len(self._logits)], cast(State, seen), SECONDS)
 
 
 def session(*logits: Sequence[float]) -> Session:
@@ -149,3 +151,9 @@ def test_settings_out_of_range_are_refused_by_value(prompt: list[int], settings:
 def test_logits_that_are_not_finite_are_not_sampled_from() -> None:
     with pytest.raises(CheckFailed, match="not finite"):
         list(generate(session([0.0, float("nan")]), [1], tokens=1))
+
+
+def test_what_it_took_is_told_as_the_session_timed_it() -> None:
+    spent = Spent()
+    list(generate(session([0.0, 1.0]), [1, 0, 1], tokens=5, temperature=0, spent=spent))
+    assert spent == Spent(prompt_tokens=3, prompt_seconds=SECONDS, tokens=4, seconds=4 * SECONDS)

@@ -28,7 +28,7 @@ class Spelling:
                leaves no axis of size 1 last, and outer products by broadcasting
     l2_eps:    added to the squared norm; 1e-12 vanishes in fp16, where 1e-7 is the smallest that helps
     block:     tokens, two or more, whose recurrence is solved at once in prefill; products in v7 reach e^(0.61 block)
-               before they are masked, so that fp16 arithmetic needs 16
+               times what they multiply before they are masked, so that fp16 arithmetic needs 8
     """
 
     norm: Literal["layer_norm", "linear"] = "layer_norm"

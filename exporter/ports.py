@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,14 @@ def stacked(
     for first in spec.state[: len(spec.state) // spec.layers]:
         name = first.name.replace("blocks.0.", f"blocks.{scope}.")
         shape, axes = (layers, *first.shape[1:]), ("layer", *first.axes[1:])
-        together = TensorSpec(name, shape, first.dtype, axes, first.fill).stored_as(dtype)
+        together = replace(first, name=name, shape=shape, axes=axes).stored_as(dtype)
         port = first.name.removeprefix("blocks.0.") + tail
         state.append(_stated(together, rename(port), rename(f"{port}.next")))
     return Ports("tokens", "logits", tuple(state))
 
 
 def _stated(tensor: TensorSpec, into: str, out: str) -> StateTensor:
-    return StateTensor(tensor.name, tensor.shape, tensor.dtype, tensor.axes, tensor.fill, into, out)
+    return StateTensor(tensor.name, tensor.shape, tensor.dtype, tensor.axes, tensor.fill, into, out, tensor.scale)
 
 
 class Stacked(nn.Module):

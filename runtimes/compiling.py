@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from runtimes.errors import Missing
 VARIABLES = ("RWKV_EXPORT_CXX", "CXX")
 COMPILERS = ("c++", "g++", "clang++")
 TUNE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+INCLUDED = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 SECONDS = 300  # after which a compiler is taken to hang
 
 
@@ -27,7 +29,7 @@ class Library:
     """A shared library made of one C++ file.
 
     what:    as messages call it, "the native kernels"
-    source:  the file; it is made anew when that or a header beside it changes
+    source:  the file; it is made anew when that or a header of ours that it includes changes
     flags:   for the compiler
     links:   for the linker
     instead: the place that does without it
@@ -63,7 +65,7 @@ class Library:
     def _digest(self, compiler: Sequence[str]) -> str:
         """Of all that decides what the library is: sources, compiler, flags, and the processor it is tuned to."""
         digest = hashlib.sha256()
-        for file in sorted([self.source, *self.source.parent.glob("*.h")]):
+        for file in _with_headers(self.source):
             digest.update(file.read_bytes())
         words = (*compiler, *self.flags, *self.links)
         for text in (*words, self._run([compiler[0], "--version"]), _processor()):
@@ -93,6 +95,16 @@ class Library:
             first = next(iter([*errors, *done.stderr.splitlines()]), f"exit status {done.returncode}")
             raise Missing(f"{command[0]} cannot compile {self.what}: {first}", hint="try another RWKV_EXPORT_CXX")
         return done.stdout
+
+
+def _with_headers(source: Path) -> list[Path]:
+    """The file, and all that it and its headers include in quotes."""
+    files = [source.resolve()]
+    for file in files:
+        inside = INCLUDED.findall(file.read_text(encoding="utf-8"))
+        headers = dict.fromkeys((file.parent / name).resolve() for name in inside)
+        files += [header for header in headers if header not in files]
+    return files
 
 
 def _compiler() -> list[str]:

@@ -31,6 +31,7 @@ class TensorSpec:
     dtype: numpy name, "float32"
     axes:  ("batch", "head", "value", "key") in v7; v5 and v6 have key before value
     fill:  the initial value; v4's running maximum starts at -1e30 and must be finite in dtype
+    scale: of the low part of the tensor before it only: the state is that one plus this one times `scale`
     """
 
     name: str
@@ -38,6 +39,7 @@ class TensorSpec:
     dtype: str
     axes: tuple[str, ...]
     fill: float = 0.0
+    scale: float | None = None
 
     def stored_as(self, dtype: str) -> TensorSpec:
         """The same tensor in another float dtype, its fill kept finite there."""

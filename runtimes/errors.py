@@ -15,14 +15,17 @@ from collections.abc import Iterable
 
 
 class RwkvExportError(Exception):
-    """Base of all deliberate errors: `message` is one line with the offending value, `hint` one action."""
+    """Base of all deliberate errors: `message` is one line with the offending value, `hint` one action.
+
+    The value may come from a file of whoever: what could steer a terminal stands escaped.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = harmless(" ".join(message.splitlines()))
+        self.hint = None if hint is None else harmless(hint)
+        super().__init__(self.message)
 
 
 class CheckFailed(RwkvExportError):
@@ -49,6 +52,14 @@ class Missing(RwkvExportError):
     """This machine lacks what the request needs."""
 
     exit_code = 3
+
+
+def harmless(text: str) -> str:
+    """The text with everything escaped that neither prints nor ends a line."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

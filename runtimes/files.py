@@ -21,5 +21,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a disk that is full does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from runtimes import pairing, untrusted
 from runtimes.contract import Artifact, TensorSpec
 from runtimes.errors import BadArtifact
 from runtimes.schema import SchemaError, from_plain, to_plain
@@ -129,6 +130,7 @@ class StateTensor:
     """One state tensor as the graphs carry it: fields as in TensorSpec, with the port names.
 
     input, output: graph port names; equal when the runtime holds the state itself (Core ML MLState).
+    scale: of the low part of the tensor before it, null of all others: the state is that one plus this times `scale`
     """
 
     name: str
@@ -138,10 +140,11 @@ class StateTensor:
     fill: float
     input: str
     output: str
+    scale: float | None = None
 
     def spec(self) -> TensorSpec:
         """The tensor without its port names."""
-        return TensorSpec(self.name, self.shape, self.dtype, self.axes, self.fill)
+        return TensorSpec(self.name, self.shape, self.dtype, self.axes, self.fill, self.scale)
 
 
 @dataclass(frozen=True)
@@ -227,9 +230,8 @@ def read(folder: Path) -> Manifest:
         manifest = from_plain(Manifest, document)
     except (SchemaError, ValueError, RecursionError) as error:
         raise BadArtifact(f"{path}: {error}", hint="export the model again with this version") from error
-    for file in manifest.files:
-        _refuse_escape(file.path, path)
     _check_references(manifest, path)
+    untrusted.check(manifest, path)
     return manifest
 
 
@@ -241,10 +243,18 @@ def _check_references(manifest: Manifest, path: Path) -> None:
     for name in (*graphs, *tables, manifest.tokenizer.file, manifest.initial_state):
         if name is not None and not any(file.startswith(f"{name}/") for file in listed):
             raise BadArtifact(f"{path} speaks of {name!r}, which is not among its files", hint="export the model again")
-    for tensor in manifest.state:
+    for before, tensor in zip((None, *manifest.state), manifest.state, strict=False):
+        if tensor.scale is not None and (before is None or not _is_low(tensor, before)):
+            raise BadArtifact(f"{path}: state {tensor.name} is no low part of the one before it", hint="export again")
         if tensor.dtype not in STATE_TYPES:
             known = " or ".join(STATE_TYPES)
             raise BadArtifact(f"{path}: state {tensor.name} has type {tensor.dtype!r}, expected {known}")
+
+
+def _is_low(low: StateTensor, high: StateTensor) -> bool:
+    """Whether one follows from the other but for its ports, its fill and its scale."""
+    expected = pairing.paired(high.spec())[1]
+    return low.spec() == replace(expected, fill=low.fill, scale=low.scale) and 0 < (low.scale or 0) < 1
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -252,6 +262,7 @@ def open_artifact(folder: Path) -> Artifact:
     manifest = read(folder)
     for file in manifest.files:
         path = folder / file.path
+        untrusted.refuse_links(folder, file.path)
         if not path.is_file():
             raise BadArtifact(f"{folder} lacks {file.path}", hint="copy the whole folder, or export again")
         size = path.stat().st_size
@@ -272,9 +283,3 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _refuse_escape(name: str, path: Path) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
-        raise BadArtifact(f"{path}: file path {name!r} leaves the artifact folder")

@@ -36,7 +36,8 @@ def load(name: str) -> Runtime:
     if remote.is_remote(name):
         return cast(Runtime, remote.load(name))
     if name not in names():
-        raise WrongCall(f"unknown runtime {name!r}", hint=did_you_mean(name, names()))
+        hint = f"other machines are written {name}://ADDRESS/RUNTIME:DEVICE" if name in remote.schemes() else None
+        raise WrongCall(f"unknown runtime {name!r}", hint=hint or did_you_mean(name, names()))
     return cast(Runtime, load_plugin(backends, name, "READS", "DEVICES"))
 
 

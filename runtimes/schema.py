@@ -1,4 +1,7 @@
-"""Frozen dataclasses to JSON and back, strictly: unknown keys, missing keys and wrong types are refused by path."""
+"""Frozen dataclasses to JSON and back, strictly: unknown keys, missing keys and wrong types are refused by path.
+
+Texts lose what could steer a terminal, numbers that fit into no 64 bits are refused: documents come from anybody.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from runtimes.errors import harmless
 
 T = TypeVar("T")
+LARGEST = (1 << 63) - 1
+"""The largest whole number that is read."""
 
 
 class SchemaError(ValueError):
@@ -58,7 +65,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise SchemaError(f"{path} is {_kind(value)}, expected one of {', '.join(m.value for m in hint)}")
         return hint(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(_expect(int, value, path))
     return value if hint is Any else _expect(hint, value, path)
 
 
@@ -67,13 +74,15 @@ def _collected(origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -
         items = _expect(list, value, path)
         return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(items))
     table = _expect(dict, value, path)
-    return {key: _convert(arguments[1], item, _join(path, key)) for key, item in table.items()}
+    return {harmless(key): _convert(arguments[1], item, _join(path, key)) for key, item in table.items()}
 
 
 def _expect(kind: type[T], value: Any, path: str) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise SchemaError(f"{path} is {_kind(value)}, expected {kind.__name__}")
-    return value
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise SchemaError(f"{path} is a number of more than 64 bits")
+    return cast(T, harmless(value)) if isinstance(value, str) else value
 
 
 def _join(path: str, key: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, cast
-from zipfile import BadZipFile
 
 import numpy as np
 
+from runtimes import npz
 from runtimes.contract import Array, Artifact, Placement, State, Step, TensorSpec
 from runtimes.errors import BadArtifact, WrongCall
+from runtimes.pairing import split, summed, wholes
 from runtimes.stacking import apart, parts, together
 
 Tensors = tuple[Array, ...]
@@ -43,8 +44,8 @@ class ExplicitSession:
         up_to: Collection[int] = (),
         fetch: Callable[[Any], Array] = np.asarray,
     ) -> None:
-        self._specs = tuple(specs)
-        self._parts = tuple(part for spec in specs for part in parts(spec))
+        self._specs, self._wholes = tuple(specs), wholes(specs)
+        self._parts = tuple(part for spec in self._wholes for part in parts(spec))
         self._initial = dict(initial)
         self._vocab = vocab
         self._graphs = dict(sorted(graphs.items()))
@@ -81,9 +82,10 @@ class ExplicitSession:
         return size, takes[size]
 
     def read_state(self, state: State) -> dict[str, Array]:
-        """Copies of the state tensors by name, those of each layer by themselves."""
-        pairs = zip(self._specs, map(self._fetch, self._tensors(state)), strict=True)
-        return {name: np.array(array) for spec, stack in pairs for name, array in apart(spec, stack).items()}
+        """Copies of the state tensors by name, those of each layer by themselves, pairs as one."""
+        tensors = summed(self._specs, list(map(self._fetch, self._tensors(state))))
+        named = (apart(spec, tensor) for spec, tensor in zip(self._wholes, tensors, strict=True))
+        return {name: np.array(array) for arrays in named for name, array in arrays.items()}
 
     def write_state(self, arrays: Mapping[str, Array]) -> State:
         """A state from copies of named tensors; names and shapes must be exactly the artifact's."""
@@ -94,7 +96,7 @@ class ExplicitSession:
         for part in self._parts:
             if arrays[part.name].shape != part.shape:
                 raise WrongCall(f"{part.name} has shape {arrays[part.name].shape}, expected {part.shape}")
-        return cast(State, tuple(together(spec, arrays) for spec in self._specs))
+        return cast(State, tuple(split(self._specs, [together(spec, arrays) for spec in self._wholes])))
 
     def placement(self) -> Placement:
         """Where the graphs run."""
@@ -120,15 +122,9 @@ class ExplicitSession:
 
 
 def stored_initial_state(artifact: Artifact) -> dict[str, Array]:
-    """The tuned initial state tensors of the artifact by name, empty when it has none."""
+    """The tuned initial state tensors of the artifact by name, empty when it has none; raises BadArtifact."""
     name = artifact.manifest.initial_state
-    if name is None:
-        return {}
-    try:
-        with np.load(artifact.folder / name, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise BadArtifact(f"{artifact.folder / name} holds no tensors: {error}", hint="export again") from error
+    return {} if name is None else npz.read(artifact.folder / name)
 
 
 def explicit_session(

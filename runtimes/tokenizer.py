@@ -99,7 +99,10 @@ class _Pile(_Spelling):
             import tokenizers
         except ImportError as error:
             raise _not_installed("tokenizers", "tokenizers") from error
-        self._encoder = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            self._encoder = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package has no class of its own
+            raise BadArtifact(f"{path} is not a tokenizer: {error}", hint="export again") from error
         self._added = {token: added.content for token, added in self._encoder.get_added_tokens_decoder().items()}
         self._bytes = byte_level_alphabet()
 
@@ -113,7 +116,9 @@ class _Pile(_Spelling):
         if token in self._added:
             return str(self._added[token]).encode()
         letters = self._encoder.id_to_token(token)
-        return UNKNOWN if letters is None else bytes(self._bytes[letter] for letter in letters)
+        if letters is None or not self._bytes.keys() >= set(letters):
+            return UNKNOWN
+        return bytes(self._bytes[letter] for letter in letters)
 
 
 def byte_level_alphabet() -> dict[str, int]:

@@ -16,16 +16,20 @@ from rwkv_export.commands.compare import compare
 from rwkv_export.commands.demo import demo
 from rwkv_export.commands.export import export
 from rwkv_export.commands.fetch import fetch
+from rwkv_export.commands.gate import gate
 from rwkv_export.commands.generate import generate
 from rwkv_export.commands.inspect import inspect
 from rwkv_export.commands.lint import lint
+from rwkv_export.commands.localise import localise
 from rwkv_export.commands.matrix import matrix
+from rwkv_export.commands.quality import quality
 from rwkv_export.commands.report import report
 from rwkv_export.commands.sensitivity import sensitivity
 from rwkv_export.commands.serve import serve
 from rwkv_export.commands.setup import setup
 from rwkv_export.commands.synth import synth
 from rwkv_export.commands.targets import targets
+from rwkv_export.commands.trace import trace
 from rwkv_export.commands.validate import validate
 
 NAME = "rwkv-export"
@@ -34,7 +38,20 @@ BROKEN_PIPE = 141
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make artifacts": (targets, setup, inspect, export, generate),
-    "Prove and measure": (validate, lint, bench, serve, matrix, sensitivity, report, compare),
+    "Prove and measure": (
+        validate,
+        localise,
+        trace,
+        lint,
+        bench,
+        serve,
+        matrix,
+        quality,
+        sensitivity,
+        report,
+        compare,
+        gate,
+    ),
     "Try it": (demo, synth, fetch),
 }
 

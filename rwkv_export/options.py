@@ -72,6 +72,8 @@ def text_file(implied: str = "") -> Any:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Only results and errors, no progress.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
 JsonFile = Annotated[Path | None, output_file("--json", "Also write all numbers and raw samples to this file.")]
+Junit = Annotated[Path | None, output_file("--junit", "Also write a JUnit XML report, for CI.")]
+Markdown = Annotated[Path | None, output_file("--markdown", "Also write the tables as Markdown, for a job's summary.")]
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.", show_default=False)]
 On = Annotated[
     list[str] | None,
@@ -82,5 +84,18 @@ On = Annotated[
         show_default="the place each artifact was made for",
         help="Where to run, such as ort:cpu, or ssh://user@host/ort:cpu. Repeatable. `rwkv-export targets` lists them.",
     ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, metavar="FILE", help="What to compare with.", show_default="the checkpoint it was made from"
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
+Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
+Threads = Annotated[
+    int,
+    typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime or ExecuTorch; 0: as many as fit."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]

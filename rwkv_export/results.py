@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,31 @@ from runtimes.errors import CheckFailed, Missing
 
 if TYPE_CHECKING:
     from validation.outcome import Results
+    from validation.rows import Keep
+
+
+@contextmanager
+def kept(json: Path | None, *, quiet: bool) -> Iterator[Keep]:
+    """What keeps each row beside the results file `json` until the block ends; raises as `rows.Journal` does.
+
+    Where the block raises, the rows stay: the results file was not written.
+    """
+    from rwkv_export.output import remark
+    from validation.rows import Journal, forget
+
+    if json is None:
+        yield forget
+        return
+    journal = Journal(json)
+    if journal.stopped:
+        remark(f"the rows of a run that was stopped are in {journal.stopped}; `report` reads them", quiet=quiet)
+    try:
+        yield journal.keep
+    except BaseException:
+        if left := journal.abandon():
+            remark(f"the rows that were finished are in {left}; `report` reads them", quiet=quiet)
+        raise
+    journal.end()
 
 
 def deliver(

@@ -33,7 +33,7 @@ QUALITY = ("weights", "mean KL nats", "p99 KL", "perplexity", "checkpoint's", "t
 PROFILE = ("calls", "median ms", "share")
 DEAREST = 12
 """Rows of a profile that are shown by themselves."""
-LATENCY = ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s")
+LATENCY = ("load", "first token", "decode ms ± MAD", "p99 ms", "tok/s", "prefill tok/s", "of memory")
 
 CHANGE_STYLES = {"slower": "red", "less accurate": "red", "outcome changed": "yellow", "vanished": "yellow"}
 CHANGE_ORDER = [*CHANGE_STYLES, "appeared", "faster", "more accurate"]
@@ -60,6 +60,7 @@ def print_machine(machine: Machine) -> None:
 
 def print_results(results: Results) -> None:
     """Parity, quality and latency, each a table with the reasons and warnings below it."""
+    from validation.reports.drift import remarks
     from validation.reports.rows import join, verdict
     from validation.reports.words import profiled
 
@@ -67,7 +68,8 @@ def print_results(results: Results) -> None:
     if results.parity:
         console.print(_parity(results.parity))
         _print_hops(results.parity)
-        _print_notes((row.identity, row.reasons) for row in results.parity)
+        _print_drift(results.parity)
+        _print_notes((row.identity, (*row.reasons, *remarks(row))) for row in results.parity)
     if results.parity and (results.quality or results.latency):
         console.print()
     if results.quality:
@@ -121,6 +123,18 @@ def _print_hops(rows: Sequence[Parity]) -> None:
         stdout().print("", table, sep="\n")
 
 
+def _print_drift(rows: Sequence[Parity]) -> None:
+    """Whether errors and states grow, where there were tokens enough to tell."""
+    from validation.reports import drift
+
+    table = _table(_text("drift"), _word("ran on"), *map(_number, drift.HEADER))
+    for row in rows:
+        if row.drift:
+            table.add_row(*_who(row.identity), *drift.cells(row.drift))
+    if table.row_count:
+        stdout().print("", table, "", sep="\n")
+
+
 def _quality(rows: Sequence[Quality]) -> Table:
     from validation.reports.words import fine, share, sig, size
 
@@ -139,7 +153,8 @@ def _latency(rows: Sequence[Latency]) -> Table:
     table = _table(_text("latency"), _word("ran on"), _word("verdict"), *map(_number, LATENCY))
     for row in rows:
         timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
-        table.add_row(*_who(row.identity), _verdict(row.outcome), *timed, *_decode(row.decode), _rate(row.prefill))
+        speeds = (*_decode(row.decode), _rate(row.prefill), _share(row))
+        table.add_row(*_who(row.identity), _verdict(row.outcome), *timed, *speeds)
     return table
 
 
@@ -163,6 +178,11 @@ def _decode(samples: Samples | None) -> list[str]:
     if samples is None:
         return ["", "", ""]
     return [f"{samples.median_ms:.3f} ± {samples.mad_ms:.3f}", f"{samples.p99_ms:.3f}", _rate(samples)]
+
+
+def _share(row: Latency) -> str:
+    """Of the memory's speed that decode takes; as long as it is no cache that it reads from."""
+    return f"{row.bandwidth:.0%}" if row.bandwidth is not None and row.bandwidth <= 1 else ""
 
 
 def _rate(samples: Samples | None) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from validation.outcome import Method
+
 FEW = 30
 SPREAD = 2.0
 """p95 over median from which a run is called uneven."""
@@ -20,6 +22,14 @@ APART = 5.0
 LEAST_SHARE = 0.15
 GAP = (1.15, 3.0)
 """Ratio of two groups' means that cores or clocks explain; beyond it the process was interrupted."""
+STALL = 1.5
+"""Times the median from which a sample counts as a stall."""
+STALLS, REGULAR = 5, 0.1
+"""Least number of stalls, and most spread of their distances over the mean, of a run that stalls periodically."""
+STOLEN = 0.02
+"""Share of processor time taken by a virtual machine's host that is worth a word."""
+COARSE = 0.01
+"""Share of a step that the clock's own step, or reading it, may take unmentioned."""
 BUSY = 0.25
 """Share of the machine that other programs may use unmentioned."""
 
@@ -29,7 +39,7 @@ Times = NDArray[np.float64]
 
 
 def diagnose(seconds: Sequence[float]) -> list[str]:
-    """Warnings about decode samples in the order they were taken: too few, rising, uneven or in two groups."""
+    """Warnings about decode samples in the order they were taken: too few, rising, stalling, uneven, in two groups."""
     times = np.asarray(seconds, np.float64)
     if not times.all():
         return ["some calls took 0 s: the clock of this runtime is too coarse for such a small model"]
@@ -37,7 +47,11 @@ def diagnose(seconds: Sequence[float]) -> list[str]:
     if len(times) < FEW:
         found.append(f"{len(times)} decode samples are too few for a p99; use --tokens {FEW} or more")
     if len(times) >= 8:
-        found += [sentence for sentence in [_rising(times) or _groups(times) or _uneven(times)] if sentence]
+        found += [
+            sentence
+            for sentence in [_rising(times) or _periodic(times) or _groups(times) or _uneven(times)]
+            if sentence
+        ]
     return found
 
 
@@ -46,6 +60,19 @@ def background(share: float) -> list[str]:
     if share <= BUSY:
         return []
     return [f"other programs used {share:.0%} of the processors before the run; close them and measure again"]
+
+
+def surroundings(median_s: float, method: Method) -> list[str]:
+    """Warnings about what samples of `median_s` were taken with: a clock too coarse, a processor shared."""
+    found = []
+    if median_s > 0 and (share := max(method.clock_step_s, method.clock_read_s) / median_s) > COARSE:
+        found.append(f"the clock is good for {share:.1%} of a step only; trust longer ones, such as prompts")
+    if method.stolen is not None and method.stolen > STOLEN:
+        found.append(
+            f"the host of this virtual machine gave {method.stolen:.0%} of its processor time to others; "
+            "measure again, or on a machine of your own"
+        )
+    return found
 
 
 def _rising(times: Times) -> str | None:
@@ -58,6 +85,22 @@ def _rising(times: Times) -> str | None:
     return (
         f"p95 is {_spread(times):.1f}x the median and decode slows to {rise:.1f}x over the run: probably throttling; "
         "let the machine cool down and measure again"
+    )
+
+
+def _periodic(times: Times) -> str | None:
+    """Stalls at equal distances, in tokens or in time."""
+    slow = np.flatnonzero(times > STALL * np.median(times))
+    starts = slow[np.diff(slow, prepend=-2) > 1]  # one stall may last several samples
+    if len(starts) < STALLS:
+        return None
+    tokens, seconds = np.diff(starts), np.diff(np.cumsum(times)[starts])
+    if min(gaps.std() / gaps.mean() for gaps in (tokens, seconds)) > REGULAR:
+        return None
+    return (
+        f"every {np.median(tokens):.0f} tokens, or {1000 * np.median(seconds):.3g} ms, one takes "
+        f"{np.median(times[starts]) / np.median(times):.1f}x the median: something runs on a timer, "
+        "such as a monitor, a display or a log; close it and measure again"
     )
 
 

@@ -1,7 +1,8 @@
-"""Golden traces for a run over several artifacts: one a checkpoint, recorded when first needed; compares nothing."""
+"""Golden traces for a run over several artifacts: recorded when first needed, or read from a file; compares nothing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,9 +12,14 @@ from typing import Protocol
 from exporter.progress import Progress, silent
 from runtimes import manifest
 from runtimes.contract import Artifact, Session
-from runtimes.errors import WrongCall
+from runtimes.errors import Missing, WrongCall
 from runtimes.session import stored_initial_state
-from validation.trace import Trace, choose_tokens, record
+from validation import trace_file
+from validation.quality import Passage
+from validation.trace import Trace, choose_tokens, record, spaced
+
+MOST = 1 << 30
+"""Bytes that the logits and states of a trace may take in memory; of longer ones, states are kept now and then."""
 
 Find = Callable[[manifest.Source], Path]
 
@@ -85,10 +91,54 @@ class Golden:
             )
             with closing(self.reference(artifact)) as session:
                 tuned = stored_initial_state(artifact)
-                self._kept[key] = record(session, tokens, tuned=tuned, progress=self.progress)
+                keep = spaced(self.steps, _every(document, self.steps))
+                self._kept[key] = record(session, tokens, tuned=tuned, keep=keep, progress=self.progress)
         return self._kept[key]
 
     def reference(self, artifact: Artifact) -> Session:
         """The checkpoint an artifact was made from, opened."""
         document = artifact.manifest
         return self.open(self.find(document.source), ln_x_eps=document.model.ln_x_eps)
+
+
+def _every(document: manifest.Manifest, steps: int) -> int:
+    """How far apart the steps are whose states and logits are kept, so that all fits into MOST."""
+    one = 4 * (document.model.vocab + sum(math.prod(tensor.shape) for tensor in document.state))
+    return 1 if one * steps <= MOST else max(2, -(-2 * one * steps // MOST))
+
+
+class Replay:
+    """The trace of one checkpoint from a file, for artifacts that were made from it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises WrongCall for a file that is no trace, or damaged."""
+        self._path = path
+        self._trace, self.about = trace_file.read(path)
+
+    def trace(self, artifact: Artifact) -> Trace:
+        """The trace; raises WrongCall for an artifact of another checkpoint."""
+        document, about = artifact.manifest, self.about
+        if document.source.sha256 != about.source.sha256:
+            raise WrongCall(
+                f"{self._path} is a trace of {about.source.file} with sha256 {about.source.sha256[:12]}..., "
+                f"the artifact was made from {document.source.file} with {document.source.sha256[:12]}...",
+                hint="record one of that checkpoint with `rwkv-export trace`",
+            )
+        model = document.model
+        if (model.vocab, model.ln_x_eps) != (about.vocab, about.ln_x_eps):
+            raise WrongCall(
+                f"{self._path} was recorded with ln_x eps {about.ln_x_eps:g} and a vocabulary of {about.vocab}, the "
+                f"artifact has {model.ln_x_eps:g} and {model.vocab}",
+                hint="record one with the `--ln-x-eps` that the artifact was exported with",
+            )
+        return self._trace
+
+    def passage(self, artifact: Artifact) -> Passage:
+        """The text of the trace, to be predicted; raises Missing where it is of random tokens."""
+        trace, about = self.trace(artifact), self.about
+        if not about.text:
+            raise Missing(
+                f"{self._path.name} was recorded over random tokens, so that no text can be read with it",
+                hint="record one over a text",
+            )
+        return Passage(f"{about.text}, recorded in {trace.name}", trace.tokens, about.bytes)

@@ -9,7 +9,7 @@ from runtimes.contract import Session
 from runtimes.errors import CheckFailed
 from validation.metrics import read
 from validation.outcome import Bound, Hops, Outcome, Parity
-from validation.parity import check, compare_traces
+from validation.parity import check, follow
 from validation.trace import Trace, record
 
 
@@ -30,8 +30,8 @@ def with_hops(
     bound: what the session must keep against `exact`; equal to the last digit, it would not have run on the device
     """
     try:
-        own = record(exact, trace.tokens, progress=progress)
-        quality = read(compare_traces(trace, own))
+        quality = read(follow(exact, trace))
+        own = record(exact, trace.tokens, keep=trace.kept, progress=progress)
     except CheckFailed as failure:
         return replace(row, outcome=Outcome.FAIL, reasons=(*row.reasons, f"on {place}: {failure.message}"))
     found = check(session, own, bound, row.identity, graph_sizes=(), progress=progress)

@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import subprocess
+import time
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -33,6 +35,7 @@ PACKAGES = (
 )
 """Distributions whose version can change a result; those that are installed are recorded."""
 
+CLOCK_READINGS = 2000
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -42,7 +45,7 @@ def describe(name: str = "") -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         cpu=_cpu(),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=psutil.virtual_memory().total,
         governor=_read(GOVERNOR).strip(),
         python=platform.python_version(),
@@ -61,6 +64,21 @@ def busy() -> float:
     return float(psutil.cpu_percent(interval=0.3)) / 100
 
 
+def clock() -> tuple[float, float]:
+    """Of the clock that sessions read: the least difference it told over many readings, and what one takes; seconds."""
+    ticks = [time.perf_counter() for _ in range(CLOCK_READINGS)]
+    steps = [after - before for before, after in pairwise(ticks)]
+    return min((step for step in steps if step > 0), default=0.0), (ticks[-1] - ticks[0]) / len(steps)
+
+
+def stolen() -> tuple[float, float] | None:
+    """Seconds of processor time since boot that a virtual machine's host gave to others, and of all there were."""
+    times = psutil.cpu_times()
+    if not hasattr(times, "steal"):
+        return None
+    return times.steal, sum(times) - times.guest - times.guest_nice  # user and nice have the guests' in them
+
+
 def _cpu() -> str:
     """x86 says "model name", most Arm boards "Model" or "Hardware", Macs answer sysctl."""
     text = _read(CPUINFO)
@@ -75,7 +93,7 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Logical processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
 

@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from runtimes.contract import HALF_FILL, Array
 from runtimes.errors import CheckFailed
+from validation.excerpts import divergence, finite, greedy, known, overlap, same_shape, sqnr_db
 from validation.outcome import Reading, TextReading
+from validation.trace import Likeliest, Logits
 
-LIKELIEST = 10
+TEN, FIVE = 10, 5
 STATE_FLOOR = 1e-3
 """State tensors that never reach this magnitude are measured against it: relative to nought, rounding is everything.
 Layer norms keep activations near 1, so a tensor this small contributes nothing."""
-
-Double = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class StepError:
     """One step's logits compared; fields as in Reading.
 
     regret: how much the reference prefers its own greedy token to the target's, in logits; 0 where they agree
+    whole:  all logits were compared; else what is said here is the least that it can be
     """
 
     max_abs: float
@@ -38,6 +37,7 @@ class StepError:
     top1: bool
     top10: float
     regret: float
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Prediction:
 
     loss, reference_loss: -log of the probability that each gives to the token
     top1:  whether the likeliest token is the same
+    top5:  share of the reference's five likeliest that are among the artifact's
     exact: whether every logit is
     """
 
@@ -53,15 +54,21 @@ class Prediction:
     loss: float
     reference_loss: float
     top1: bool
+    top5: float
     exact: bool
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """One state tensor compared; `magnitude` is the largest absolute reference value."""
+    """One state tensor compared; `magnitude` is the largest absolute reference value.
+
+    reference_norm, norm: the tensor's Euclidean norm in the reference and in the artifact
+    """
 
     max_abs: float
     magnitude: float
+    reference_norm: float = 0.0
+    norm: float = 0.0
 
 
 StateErrors = Mapping[str, TensorError]
@@ -79,34 +86,40 @@ class Comparison:
     states: dict[int, StateErrors] = field(default_factory=dict)
 
 
-def compare_step(reference: Array, target: Array) -> StepError:
-    """Compare logits of shape (vocab,) in float64; raises CheckFailed where they cannot be compared."""
-    ref, out = _logits(reference, target)
-    error = out - ref
+def compare_step(reference: Logits, target: Array) -> StepError:
+    """Compare logits of shape (vocab,) in float64; raises CheckFailed where they cannot be compared.
+
+    Where the reference was not kept whole, errors are those of what was kept, and KL is that between the likeliest
+    tokens and all others as one, which is no more than KL itself (data processing inequality).
+    """
+    ref, out = known(reference, target)
+    best_ref, best_out, regret = greedy(reference, ref, target)
+    error = out.logits - ref.logits
     worst = float(np.abs(error).max())
-    log_p, log_q = log_softmax(ref), log_softmax(out)
-    best_ref, best_out = int(ref.argmax()), int(out.argmax())
     return StepError(
         max_abs=worst,
-        rel_std=worst / float(ref.std()),
-        sqnr_db=_sqnr_db(ref, error),
-        kl=_kl(log_p, log_q),
+        rel_std=worst / ref.spread,
+        sqnr_db=sqnr_db(ref.logits, error),
+        kl=divergence(ref, out),
         top1=best_ref == best_out,
-        top10=_overlap(ref, out),
-        regret=float(ref[best_ref] - ref[best_out]),
+        top10=overlap(reference, target, TEN),
+        regret=regret,
+        whole=not isinstance(reference, Likeliest),
     )
 
 
-def compare_prediction(reference: Array, target: Array, token: int) -> Prediction:
+def compare_prediction(reference: Logits, target: Array, token: int) -> Prediction:
     """Compare logits of shape (vocab,) that predict `token`, in float64; raises CheckFailed as compare_step does."""
-    ref, out = _logits(reference, target)
-    log_p, log_q = log_softmax(ref), log_softmax(out)
+    ref, out = known(reference, target)
+    best_ref, best_out, _ = greedy(reference, ref, target)
+    at = int(np.flatnonzero(reference.ids == token)[0]) if isinstance(reference, Likeliest) else token
     return Prediction(
-        kl=_kl(log_p, log_q),
-        loss=float(-log_q[token]),
-        reference_loss=float(-log_p[token]),
-        top1=bool(ref.argmax() == out.argmax()),
-        exact=bool(np.array_equal(ref, out)),
+        kl=divergence(ref, out),
+        loss=float(-out.log_p[at]),
+        reference_loss=float(-ref.log_p[at]),
+        top1=best_ref == best_out,
+        top5=overlap(reference, target, FIVE),
+        exact=bool(np.array_equal(ref.logits, out.logits)),
     )
 
 
@@ -128,6 +141,7 @@ def read_text(predictions: Sequence[Prediction], *, size: int) -> TextReading:
         perplexity=perplexity,
         reference_perplexity=expected,
         top1=float(np.mean([prediction.top1 for prediction in predictions])),
+        top5=float(np.mean([prediction.top5 for prediction in predictions])),
     )
 
 
@@ -142,11 +156,12 @@ def compare_state(reference: Mapping[str, Array], target: Mapping[str, Array]) -
     check_state(reference, target)
     errors = {}
     for name, array in reference.items():
-        ref = _finite(f"the reference's state {name}", array)
-        out = _finite(f"state {name}", target[name]).reshape(ref.shape)
+        ref = finite(f"the reference's state {name}", array)
+        out = finite(f"state {name}", target[name]).reshape(ref.shape)
         real = np.abs(ref[ref > HALF_FILL])
         error = np.maximum(out, HALF_FILL) - np.maximum(ref, HALF_FILL)
-        errors[name] = TensorError(float(np.abs(error).max()), float(real.max(initial=0.0)))
+        norms = (float(np.linalg.norm(real)), float(np.linalg.norm(out[out > HALF_FILL])))
+        errors[name] = TensorError(float(np.abs(error).max()), float(real.max(initial=0.0)), *norms)
     return errors
 
 
@@ -160,7 +175,7 @@ def check_state(reference: Mapping[str, Array], target: Mapping[str, Array]) -> 
         raise CheckFailed(f"the state has {_listing(extra)}, which the reference lacks")
     for name, array in reference.items():
         if [n for n in array.shape if n != 1] != [n for n in target[name].shape if n != 1]:
-            _same_shape(f"state {name}", array, target[name])
+            same_shape(f"state {name}", array, target[name])
 
 
 def read(comparison: Comparison) -> Reading:
@@ -168,7 +183,7 @@ def read(comparison: Comparison) -> Reading:
     steps, states = list(comparison.steps.values()), list(comparison.states.values())
     if not steps or not states:
         raise CheckFailed("nothing was compared")
-    names = states[0]
+    names, at = states[0], tuple(comparison.steps)
     return Reading(
         max_abs=tuple(step.max_abs for step in steps),
         rel_std=tuple(step.rel_std for step in steps),
@@ -179,50 +194,13 @@ def read(comparison: Comparison) -> Reading:
         first_divergent=next((index for index, step in comparison.steps.items() if not step.top1), None),
         state_max_abs={name: max(state[name].max_abs for state in states) for name in names},
         state_rel={name: max(state[name].max_abs for state in states) / scale(comparison, name) for name in names},
+        at=None if at == tuple(range(len(at))) else at,
     )
 
 
 def scale(comparison: Comparison, name: str) -> float:
     """What a state tensor's error is divided by: its largest magnitude in any state, at least STATE_FLOOR."""
     return max(STATE_FLOOR, *(state[name].magnitude for state in comparison.states.values()))
-
-
-def _logits(reference: Array, target: Array) -> tuple[Double, Double]:
-    _same_shape("logits", reference, target)
-    ref, out = _finite("the reference's logits", reference), _finite("logits", target)
-    if ref.std() == 0:
-        raise CheckFailed("the reference's logits are all equal, so that nothing can be told from them")
-    return ref, out
-
-
-def _same_shape(what: str, reference: Array, target: Array) -> None:
-    if reference.shape != target.shape:
-        raise CheckFailed(f"{what} has shape {target.shape}, the reference's is {reference.shape}")
-    if not reference.size:
-        raise CheckFailed(f"{what} is empty: shape {target.shape}")
-
-
-def _finite(what: str, array: Array) -> Double:
-    values = array.astype(np.float64)
-    if odd := int(values.size - np.isfinite(values).sum()):
-        kinds = "NaN" if np.isnan(values).any() else "infinite"
-        raise CheckFailed(f"{odd} of {values.size} values of {what} are {kinds}")
-    return values
-
-
-def _kl(log_p: Double, log_q: Double) -> float:
-    return max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q))))  # rounding may leave -1e-17
-
-
-def _sqnr_db(reference: Double, error: Double) -> float | None:
-    noise = float(np.sum(error**2))
-    return 10.0 * float(np.log10(np.sum(reference**2) / noise)) if noise else None
-
-
-def _overlap(reference: Double, target: Double) -> float:
-    count = min(LIKELIEST, reference.size)
-    likeliest = [set(np.argsort(-logits, kind="stable")[:count].tolist()) for logits in (reference, target)]
-    return len(likeliest[0] & likeliest[1]) / count
 
 
 def _listing(names: list[str]) -> str:

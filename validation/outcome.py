@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from runtimes.contract import Placement
+from runtimes.errors import WrongCall
 from runtimes.manifest import Coverage
 from runtimes.profile import Profile, quickest
 from runtimes.schema import to_plain
@@ -18,6 +20,8 @@ from validation import documents
 from validation.lint.findings import Lint
 
 SCHEMA = 1
+LINES = ".jsonl"
+"""How the name ends of a file with a document a line: the rows of a run that is under way, or was stopped."""
 
 
 class Outcome(StrEnum):
@@ -53,6 +57,7 @@ class Reading:
     first_divergent: first step whose greedy token differs, or null
     state_max_abs: state tensor -> largest absolute error over all steps
     state_rel:     state tensor -> that error / largest absolute reference value
+    at:            steps that were compared; None for all, from 0
     """
 
     max_abs: tuple[float, ...]
@@ -64,6 +69,7 @@ class Reading:
     first_divergent: int | None
     state_max_abs: Mapping[str, float]
     state_rel: Mapping[str, float]
+    at: tuple[int, ...] | None = None
 
     @property
     def worst(self) -> float:
@@ -143,6 +149,33 @@ class Hops:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How the error of a free-running reading goes with the step, and how far the state has grown.
+
+    early, late: mean of the largest logit error over the first and the last eighth of the steps
+    slope, low, high: logits per 1000 steps, and the 95 % interval of that
+    shape:  "flat", "falling", "linear" or "logarithmic": which of the last two fits a growing error better
+    tensor: state tensor whose norm grew by the largest factor since a quarter of the run
+    norm, norm_early: its norm in the artifact, at the end and then
+    reference_norm:   its norm in the checkpoint at the end
+    says:   all that as a sentence
+    """
+
+    steps: int
+    early: float
+    late: float
+    slope: float
+    low: float
+    high: float
+    shape: str
+    tensor: str
+    norm_early: float
+    norm: float
+    reference_norm: float
+    says: str
+
+
+@dataclass(frozen=True)
 class Parity:
     """One artifact compared with the checkpoint it was made from.
 
@@ -151,6 +184,8 @@ class Parity:
     prefill: chunking ("1", "64" a graph's size, "uneven") -> largest absolute logit or state error against stepping
     reasons: each broken bound as a sentence; for MISSING and ERROR, why
     hops:    the error in two parts, of quantised artifacts that name a place to tell them apart
+    compared: what was compared with and what not, where not every step and state was; else ""
+    drift:   of `free`, where there are steps enough to tell
     """
 
     identity: Identity
@@ -162,6 +197,8 @@ class Parity:
     free: Reading | None = None
     prefill: Mapping[str, float] = field(default_factory=dict)
     hops: Hops | None = None
+    compared: str = ""
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +209,7 @@ class TextReading:
     kl_mean, kl_p99: KL(reference || artifact) of a prediction, nats; its mean and 99th percentile
     perplexity, reference_perplexity: exp of the mean cross-entropy of a token, in nats
     top1:       fraction of predictions whose likeliest token is the reference's
+    top5:       mean share of the reference's five likeliest tokens that are among the artifact's
     """
 
     tokens: int
@@ -181,6 +219,7 @@ class TextReading:
     perplexity: float
     reference_perplexity: float
     top1: float
+    top5: float | None = None
 
     @property
     def bits_per_byte(self) -> float:
@@ -189,11 +228,35 @@ class TextReading:
 
 
 @dataclass(frozen=True)
+class Task:
+    """How an artifact and its checkpoint answer a file of questions.
+
+    task:     "lambada" or "mmlu"
+    accuracy, reference_accuracy: share of examples answered right, by the artifact and by the checkpoint
+    error:    standard error of `accuracy` that comes of taking so few examples; None for one
+    same:     share of examples that both answer alike, rightly or not
+    perplexity, reference_perplexity: exp of the mean loss of the right last word, in nats; None for mmlu
+    """
+
+    task: str
+    file: str
+    sha256: str
+    examples: int
+    accuracy: float
+    error: float | None
+    reference_accuracy: float
+    same: float
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """What an artifact's arithmetic costs on real text, against the checkpoint it was made from.
 
     text: name of the text's file
     weight_bytes: all graphs with their weights; checkpoint_bytes: the file they were made from
+    tasks: files of questions, where some were named
     """
 
     identity: Identity
@@ -204,6 +267,7 @@ class Quality:
     reading: TextReading | None = None
     weight_bytes: int = 0
     checkpoint_bytes: int = 0
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +292,46 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Method:
+    """How decode samples came about: a closed loop, where a token is asked for once the one before it is there.
+
+    warm_up_steps: decoded before the first sample; settled: whether their times no longer changed by then
+    wall_s:  of the whole loop; what it has beyond the sum of the samples is the harness between calls
+    clock_step_s, clock_read_s: the least difference this machine's clock tells; what reading it takes
+    stolen:  share of its processor time that a virtual machine's host gave to others meanwhile; None where untold
+    """
+
+    warm_up_steps: int
+    settled: bool
+    wall_s: float
+    clock_step_s: float
+    clock_read_s: float
+    stolen: float | None = None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What a decoded token cost; joules is None where no meter told, and `reason` says why."""
+
+    joules: float | None = None
+    source: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a decoded token reads from memory, beside the fastest that this machine was seen to read.
+
+    bytes_per_token:  weights without the embedding, of which a token reads a row, and the state
+    limit_gb_per_s: with as many `threads`
+    """
+
+    bytes_per_token: int
+    limit_gb_per_s: float
+    threads: int
+
+
+@dataclass(frozen=True)
 class Latency:
     """One artifact timed in one place.
 
@@ -238,6 +342,7 @@ class Latency:
     rss_bytes: largest resident size of the process seen between calls
     warnings: diagnoses as sentences with advice
     profile: where the time of a decode step goes, where that was asked for; measured apart from the samples
+    method, energy, traffic: of decode; None in results of earlier versions, traffic also off this machine's CPU
     """
 
     identity: Identity
@@ -252,6 +357,23 @@ class Latency:
     rss_bytes: int = 0
     warnings: tuple[str, ...] = ()
     profile: Profile | None = None
+    method: Method | None = None
+    energy: Energy | None = None
+    traffic: Traffic | None = None
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Share of the memory bandwidth that decode takes at its median; above 1 where caches hold the weights."""
+        if not self.traffic or not self.decode or self.decode.median_ms <= 0:
+            return None
+        return self.traffic.bytes_per_token / (self.decode.median_ms * 1e6) / self.traffic.limit_gb_per_s
+
+    @property
+    def harness(self) -> float | None:
+        """Share of the decode loop that passed between the timed calls."""
+        if not self.method or not self.decode or self.method.wall_s <= 0:
+            return None
+        return max(0.0, 1 - sum(self.decode.seconds) / self.method.wall_s)
 
     @property
     def slowdown(self) -> float | None:
@@ -317,5 +439,11 @@ def write(results: Results, path: Path) -> None:
 
 
 def read(path: Path) -> Results:
-    """Read a results document; raises WrongCall naming the file and the place that does not fit."""
-    return documents.read(Results, path, schema=SCHEMA, what="a results file", hint="make one with `--json FILE`")
+    """Read a results document, or the rows that a stopped run left; raises WrongCall naming what does not fit."""
+    about: dict[str, Any] = {"schema": SCHEMA, "what": "a results file", "hint": "make one with `--json FILE`"}
+    if path.suffix != LINES:
+        return documents.read(Results, path, **about)
+    found = by_machine(documents.read_lines(Results, path, **about))
+    if len(found) != 1:
+        raise WrongCall(f"{path} has rows of {len(found)} machines, expected those of one", hint=about["hint"])
+    return found[0]

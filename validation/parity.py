@@ -16,9 +16,10 @@ from exporter.progress import Advance, Progress, silent
 from runtimes.contract import HALF_FILL, Array, Session, State, Step
 from runtimes.errors import CheckFailed
 from validation import judge
+from validation.drift import drift
 from validation.metrics import Comparison, check_state, compare_state, compare_step, read
-from validation.outcome import Bound, Identity, Parity, Reading, placed_at
-from validation.trace import Trace, copied
+from validation.outcome import Bound, Drift, Identity, Parity, Reading, placed_at
+from validation.trace import Logits, Trace, copied
 
 LEAD = 3
 """Tokens stepped before a prefill graph is tried, so that it starts from a state that is not zero."""
@@ -33,9 +34,17 @@ Run = Callable[[], Comparison]
 
 @dataclass(frozen=True)
 class Seen:
-    """What one call gave, copied: the logits and the state after it."""
+    """What one call gave, copied: the logits and the state after it, empty where nobody asked for it."""
 
     logits: Array
+    state: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a call should give, as far as the trace kept it: a state that was not kept is empty."""
+
+    logits: Logits
     state: Mapping[str, Array]
 
 
@@ -74,7 +83,9 @@ def check(
     sizes = sorted(set(graph_sizes))
     readings: dict[str, Reading] = {}
     reasons: list[str] = []
-    with progress(f"{identity.artifact} on {identity.requested}", 2 * len(trace.tokens) + _reach(sizes)) as advance:
+    grown: Drift | None = None
+    work = len(trace.kept) + len(trace.tokens) + _reach(sizes)
+    with progress(f"{identity.artifact} on {identity.requested}", work) as advance:
         for label, run in _runs(session, trace, sizes, advance):
             try:
                 comparison = run()
@@ -82,6 +93,7 @@ def check(
                 reasons.append(f"{label}: {failure.message}")
             else:
                 readings[label] = read(comparison)
+                grown = drift(comparison, bound) if label == "free" else grown
                 row = bound if label in AGAINST_REFERENCE else itself or bound
                 reasons += judge.broken(label, comparison, row)
     local, free, placed = readings.get("local"), readings.get("free"), session.placement()
@@ -100,12 +112,14 @@ def check(
             for label, reading in readings.items()
             if label.startswith("prefill ")
         },
+        compared=trace.gaps,
+        drift=grown,
     )
 
 
 def _runs(session: Session, trace: Trace, sizes: Sequence[int], advance: Advance) -> Iterator[tuple[str, Run]]:
     yield "local", partial(_local, session, trace, advance)
-    yield "free", partial(_free, session, trace, advance)
+    yield "free", partial(follow, session, trace, advance)
     if not sizes:
         return
     yield "again", partial(_again, session, trace)
@@ -130,23 +144,23 @@ def _reach(sizes: Sequence[int]) -> int:
 
 
 def _local(session: Session, trace: Trace, advance: Advance) -> Comparison:
-    """The reference's state is written before every step, so that each step stands alone."""
+    """The reference's state is written before every step that was kept, so that each step stands alone."""
     compared, own = Comparison(), session.read_state(session.initial_state())
-    for index, token in enumerate(trace.tokens):
-        state = session.write_state(_fitted(trace.states[index], own))
-        _add(compared, index, _golden(trace, index), _seen(session, session.step(token, state)))
+    for index in trace.kept:
+        state = session.write_state(fitted(trace.states[index], own))
+        _add(compared, index, _golden(trace, index), _seen(session, session.step(trace.tokens[index], state)))
         advance(1)
     return compared
 
 
-def _free(session: Session, trace: Trace, advance: Advance) -> Comparison:
-    """The session keeps its own state from its own start."""
+def follow(session: Session, trace: Trace, advance: Advance = lambda amount: None) -> Comparison:
+    """Free-running: the session keeps its own state from its own start."""
     state = session.initial_state()
     with _located("before the first step"):
         compared = Comparison(states={-1: compare_state(trace.states[0], session.read_state(state))})
     for index, token in enumerate(trace.tokens):
-        step = session.step(token, state)
-        _add(compared, index, _golden(trace, index), _seen(session, step))
+        step, expected = session.step(token, state), _golden(trace, index)
+        _add(compared, index, expected, _seen(session, step) if expected.state else Seen(np.array(step.logits), {}))
         state = step.state
         advance(1)
     return compared
@@ -157,8 +171,9 @@ def _again(session: Session, trace: Trace) -> Comparison:
 
     Catches state that is updated in place, which neither reading sees.
     """
-    initial, middle = session.initial_state(), len(trace.tokens) // 2
-    written = session.write_state(_fitted(trace.states[middle], session.read_state(initial)))
+    initial = session.initial_state()
+    middle = min(trace.kept, key=lambda step: abs(step - len(trace.tokens) // 2))
+    written = session.write_state(fitted(trace.states[middle], session.read_state(initial)))
     starts = {0: initial, middle: written}
     before = {index: _seen(session, session.step(trace.tokens[index], state)) for index, state in starts.items()}
     compared = Comparison()
@@ -197,29 +212,22 @@ def _prefill(
     return compared
 
 
-def compare_traces(expected: Trace, made: Trace) -> Comparison:
-    """Two runs of the same tokens, each with its own state."""
-    compared = Comparison()
-    for index in range(len(expected.tokens)):
-        _add(compared, index, _golden(expected, index), _golden(made, index))
-    return compared
-
-
-def _add(compared: Comparison, index: int, expected: Seen, seen: Seen) -> None:
+def _add(compared: Comparison, index: int, expected: Expected | Seen, seen: Seen) -> None:
     with _located(f"at step {index}"):
         compared.steps[index] = compare_step(expected.logits, seen.logits)
-        compared.states[index] = compare_state(expected.state, seen.state)
+        if expected.state:
+            compared.states[index] = compare_state(expected.state, seen.state)
 
 
-def _golden(trace: Trace, index: int) -> Seen:
-    return Seen(trace.logits[index], trace.states[index + 1])
+def _golden(trace: Trace, index: int) -> Expected:
+    return Expected(trace.logits[index], trace.states.get(index + 1, {}))
 
 
 def _seen(session: Session, step: Step) -> Seen:
     return Seen(np.array(step.logits), copied(session.read_state(step.state)))
 
 
-def _fitted(golden: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
+def fitted(golden: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
     """Copies of the golden tensors in the session's own dtypes and shapes, minus infinity's stand-in kept finite."""
     check_state(golden, own)
     fitted = {}

@@ -5,7 +5,7 @@ It moves no bound and times nothing. Logits are compared as they come and never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from runtimes.tokenizer import open_tokenizer
 from validation import judge
 from validation.metrics import Prediction, compare_prediction, read_text
 from validation.outcome import Bound, Identity, Quality, placed_at
-from validation.trace import beginning
+from validation.trace import Logits, beginning
 
 TOKENS = 512
 """Tokens predicted unless told."""
@@ -102,15 +102,28 @@ def measure_quality(
 
     Logits that cannot be compared raise CheckFailed naming the token; what a session itself raises passes through.
     """
-    state, golden = session.initial_state(), reference.write_state(beginning(reference, tuned))
-    predictions: list[Prediction] = []
+    expected = _stepped(reference, passage, tuned)
+    return measure_recorded(session, expected, passage, bound, identity, progress=progress)
+
+
+def measure_recorded(
+    session: Session,
+    expected: Iterable[Logits],
+    passage: Passage,
+    bound: Bound,
+    identity: Identity,
+    *,
+    progress: Progress = silent,
+) -> Quality:
+    """As measure_quality, with what the reference predicts after each token of the passage, as far as it was kept."""
+    state, predictions = session.initial_state(), list[Prediction]()
     what = f"{identity.artifact} on {identity.requested} reading {passage.name}"
     with progress(what, len(passage.tokens) - 1) as advance:
-        for token, following in pairwise(passage.tokens):
-            step, expected = session.step(token, state), reference.step(token, golden)
-            state, golden = step.state, expected.state
+        for (token, following), golden in zip(pairwise(passage.tokens), expected, strict=False):
+            step = session.step(token, state)
+            state = step.state
             try:
-                predictions.append(compare_prediction(expected.logits, step.logits, following))
+                predictions.append(compare_prediction(golden, step.logits, following))
             except CheckFailed as failure:
                 where = f"at token {len(predictions)} of {passage.name}"
                 raise CheckFailed(f"{failure.message}, {where}") from failure
@@ -120,3 +133,11 @@ def measure_quality(
     broken = judge.broken_on_text(reading, bound, passage.name)
     outcome, reasons = judge.verdict(broken, bound, exact=exact, requested=identity.requested, placed=placed)
     return Quality(placed_at(identity, placed), outcome, reasons, passage.name, bound, reading)
+
+
+def _stepped(reference: Session, passage: Passage, tuned: Mapping[str, Array] | None) -> Iterator[Logits]:
+    state = reference.write_state(beginning(reference, tuned))
+    for token in passage.tokens[:-1]:
+        step = reference.step(token, state)
+        state = step.state
+        yield step.logits

@@ -20,8 +20,8 @@ from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 from runtimes.manifest import Coverage
 from runtimes.remote import conditions
 from runtimes.session import stored_initial_state
-from validation import diagnosis, judge, machine, outcome, tolerances
-from validation.golden import Find, Golden, Open, find_checkpoint, open_reference, same_checkpoint
+from validation import bandwidth, diagnosis, energy, judge, machine, outcome, tolerances
+from validation.golden import Find, Golden, Open, Replay, find_checkpoint, open_reference, same_checkpoint
 from validation.hops import with_hops
 from validation.latency import time_session
 from validation.lint import linter
@@ -30,7 +30,8 @@ from validation.lint.verdict import weighed
 from validation.outcome import Identity, Latency, Outcome, Parity, Quality, Results, placed_at
 from validation.parity import check
 from validation.profile import profiled
-from validation.quality import TOKENS, Text, measure_quality, open_text, require_tokens, take_passage
+from validation.quality import TOKENS, Text, measure_quality, measure_recorded, open_text, require_tokens, take_passage
+from validation.rows import Keep, forget
 from validation.tolerances import bound
 from validation.trace import choose_tokens, require_steps
 
@@ -38,6 +39,8 @@ T = TypeVar("T", Parity, Quality, Latency)
 
 logger = logging.getLogger(__name__)
 
+STEPS = 64
+"""Tokens compared over unless told."""
 
 NOT_LATENCY = {
     "interpreted": "these times are those of an interpreter that checks the artifact, not of the target's own runtime",
@@ -78,12 +81,14 @@ def validate(
     *,
     on: Sequence[str] | None = None,
     checkpoint: Path | None = None,
-    steps: int = 64,
+    trace: Path | None = None,
+    steps: int | None = None,
     seed: int = 0,
     quality: bool = False,
     text: Path | None = None,
     quality_tokens: int = TOKENS,
     lint: bool = True,
+    keep: Keep = forget,
     progress: Progress = silent,
     find: Find = find_checkpoint,
     reference: Open = open_reference,
@@ -93,34 +98,42 @@ def validate(
     artifacts:  artifact folders, and folders that hold some
     on:         "runtime:device" places; where empty, the place each artifact was made for
     checkpoint: what to compare with, its hash checked; where None, `find` looks for it on this machine
-    steps:      tokens to compare over, drawn with `seed`
+    trace:      a file that `record_trace` wrote: its tokens, text and numbers are compared with, and no checkpoint
+    steps:      tokens to compare over, drawn with `seed`; where None, STEPS
     quality:    also read a text with every artifact, not only with those whose tolerance bounds that (`text_kl`)
     text:       what is read, a UTF-8 file, which implies `quality`; where None, the text bundled for this
     quality_tokens: how many of its tokens are predicted
     lint:       also lint artifacts that promise the Neural Engine; what is known to keep one off there fails it
+    keep:       is given each row as soon as it is known
     reference:  opens a checkpoint as the session whose numbers are right
 
     Returns one parity row for each artifact and place, and a quality row for those that read: MISSING where this
     machine lacks something or the artifact has no tokenizer, COMPILED where it lacks the device of an artifact that a
     delegate's compiler made, ERROR where something raised. Raises BadArtifact for a folder without a readable
-    manifest; WrongCall for too few steps or tokens, for a text that cannot be read, and for a place in `on` that is
-    unknown or cannot read one of the artifacts.
+    manifest; WrongCall for too few steps or tokens, for a text or trace that cannot be read, for a trace and what it
+    has of its own, and for a place in `on` that is unknown or cannot read one of the artifacts.
     """
+    if trace and (checkpoint or text or steps is not None or seed):
+        raise WrongCall(f"{trace} has a checkpoint, a text and steps of its own", hint="leave out what chooses others")
+    steps = STEPS if steps is None else steps
     require_steps(steps)
     require_tokens(quality_tokens)
     chosen = open_text(text)
     locate = partial(same_checkpoint, checkpoint) if checkpoint else find
-    golden = Golden(steps, seed, locate, reference, progress=progress)
-    cases = _cases(artifacts, on)
-    readers = [case for case in cases if quality or text or _reads(case)]
-    rows = [_attempt(case, partial(_validate, case, golden, progress), _unproven) for case in cases]
-    unread = partial(_unread, chosen.name)
-    read = [_attempt(case, partial(_read, case, golden, chosen, quality_tokens, progress), unread) for case in readers]
+    golden = Replay(trace) if trace else Golden(steps, seed, locate, reference, progress=progress)
+    cases = list_cases(artifacts, on)
+    readers = [case for case in cases if quality or text or reads_text(case)]
     lints = _linted(cases, progress) if lint else {}
-    rows = [
-        weighed(row, lints.get(case.folder), compute=case.manifest.precision.compute)
-        for case, row in zip(cases, rows, strict=True)
-    ]
+    rows = []
+    for case in cases:
+        row = attempt(case, partial(_validate, case, golden, progress), _unproven)
+        rows.append(weighed(row, lints.get(case.folder), compute=case.manifest.precision.compute))
+        keep(rows[-1])
+    read = []
+    for case in readers:
+        reading = partial(read_beside, case, golden, chosen, quality_tokens, progress)
+        read.append(attempt(case, reading, partial(unread, chosen.name)))
+        keep(read[-1])
     return Results(
         outcome.SCHEMA,
         machine.describe(),
@@ -139,18 +152,20 @@ def measure(
     tokens: int = 128,
     profile: bool = False,
     cool_down: int = 0,
+    keep: Keep = forget,
     progress: Progress = silent,
 ) -> Results:
     """Time every artifact in every place of `on`: loading, the first token, prompts of `prompt` tokens, `tokens` steps.
 
     profile: also find where a token's time goes, in a session of its own
     cool_down: seconds to rest before each measurement, for machines that heat up
+    keep:    is given each row as soon as it is known
 
     Rows and exceptions as in `validate`.
     """
     if prompt < 1 or tokens < 1:
         raise WrongCall(f"cannot time a prompt of {prompt} and {tokens} generated tokens", hint="both must be positive")
-    cases = _cases(artifacts, on)
+    cases = list_cases(artifacts, on)
     with progress("looking at what else runs here"):
         disturbed = diagnosis.background(machine.busy())
     timed = partial(_measure, prompt=prompt, tokens=tokens, disturbed=disturbed, profile=profile, progress=progress)
@@ -159,7 +174,8 @@ def measure(
         if cool_down:
             with progress("resting"):
                 time.sleep(cool_down)
-        rows.append(_attempt(case, partial(timed, case), _untimed))
+        rows.append(attempt(case, partial(timed, case), _untimed))
+        keep(rows[-1])
     return Results(outcome.SCHEMA, machine.describe(), latency=tuple(rows), made=machine.now())
 
 
@@ -175,7 +191,8 @@ def exit_code(results: Results) -> int:
     return 0 if outcomes == {Outcome.PASS} else Missing.exit_code
 
 
-def _cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
+def list_cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
+    """Every artifact in every place of `on`, or in the place it was made for; raises as `validate`."""
     if not artifacts:
         raise WrongCall("no artifact was named", hint="name artifact folders, such as out/*")
     places = [":".join(registry.parse(place)) for place in dict.fromkeys(on or ())]
@@ -189,7 +206,8 @@ def _cases(artifacts: Sequence[Path], on: Sequence[str] | None) -> list[Case]:
     return cases
 
 
-def _attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str], T]) -> T:
+def attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str], T]) -> T:
+    """What `run` gives, or a row that says why it could not."""
     try:
         return run()
     except Missing as error:
@@ -219,7 +237,8 @@ def _unproven(case: Case, outcome: Outcome, reason: str) -> Parity:
     return Parity(case.identity, outcome, (reason,), steps=0)
 
 
-def _unread(text: str, case: Case, outcome: Outcome, reason: str) -> Quality:
+def unread(text: str, case: Case, outcome: Outcome, reason: str) -> Quality:
+    """The row of a case that could not read the text of that name."""
     return Quality(case.identity, outcome, (reason,), text)
 
 
@@ -233,7 +252,7 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _validate(case: Case, golden: Golden, progress: Progress) -> Parity:
+def _validate(case: Case, golden: Golden | Replay, progress: Progress) -> Parity:
     row = bound(case.manifest.target.tolerance)
     registry.require(case.place)  # before the reference is run for nothing
     artifact = manifest.open_artifact(case.folder)
@@ -250,16 +269,22 @@ def _validate(case: Case, golden: Golden, progress: Progress) -> Parity:
             return with_hops(found, session, exact, trace, place=place, bound=kernel, progress=progress)
 
 
-def _reads(case: Case) -> bool:
+def reads_text(case: Case) -> bool:
     """Whether the artifact's tolerance has a bound for text."""
     row = tolerances.load(tolerances.TABLE).get(case.manifest.target.tolerance)
     return row is not None and row.text_kl is not None
 
 
-def _read(case: Case, golden: Golden, text: Text, tokens: int, progress: Progress) -> Quality:
+def read_beside(case: Case, golden: Golden | Replay, text: Text, tokens: int, progress: Progress) -> Quality:
+    """The row of a case that reads a text beside its checkpoint, or what was recorded of that."""
     row = bound(case.manifest.target.tolerance)
     registry.require(case.place)
     artifact = manifest.open_artifact(case.folder)
+    if isinstance(golden, Replay):
+        passage, logits = golden.passage(artifact), golden.trace(artifact).logits
+        with closing(runtimes.open_on(artifact, case.place)) as session:
+            found = measure_recorded(session, logits, passage, row, case.identity, progress=progress)
+        return replace(found, weight_bytes=weight_bytes(case.manifest), checkpoint_bytes=case.manifest.source.bytes)
     passage, tuned = take_passage(text, artifact, tokens), stored_initial_state(artifact)
     with closing(golden.reference(artifact)) as reference, closing(runtimes.open_on(artifact, case.place)) as session:
         found = measure_quality(session, reference, passage, row, case.identity, tuned=tuned, progress=progress)
@@ -291,12 +316,14 @@ def _measure(
     before = time.perf_counter()
     with closing(runtimes.open_on(artifact, case.place)) as session:
         loaded = time.perf_counter() - before
-        timing = time_session(session, ids, tokens=tokens, text=text, progress=progress)
+        meter = energy.meter(case.place)
+        timing = time_session(session, ids, tokens=tokens, meter=meter, text=text, progress=progress)
         placed = session.placement()
     elsewhere = judge.fallback(case.place, placed)
     other = [NOT_LATENCY[placed.evidence]] if placed.evidence in NOT_LATENCY else []
+    identity = placed_at(case.identity, placed)
     row = Latency(
-        identity=placed_at(case.identity, placed),
+        identity=identity,
         outcome=Outcome.FALLBACK if elsewhere else Outcome.PASS,
         reasons=(elsewhere,) if elsewhere else (),
         load_s=loaded,
@@ -307,6 +334,9 @@ def _measure(
         state_bytes=sum(tensor.spec().nbytes for tensor in case.manifest.state),
         rss_bytes=timing.rss_bytes,
         warnings=(*other, *disturbed, *timing.warnings, *conditions.remarks(cool, conditions.at(case.place))),
+        method=timing.method,
+        energy=timing.energy if placed.evidence == "run" else None,
+        traffic=bandwidth.traffic(artifact, identity, machine.cores()),
     )
     return profiled(row, artifact, progress=progress) if profile else row
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 from peers import build
 from peers.contract import Bandwidth
 from runtimes.errors import Missing
+from validation.bandwidth import read_speed
 
 SOURCE = Path(__file__).with_name("bandwidth.c")
 MEGABYTES = 1024  # more than any cache
@@ -26,7 +23,7 @@ def measure(threads: Sequence[int], cache: Path, megabytes: int = MEGABYTES) -> 
     try:
         program = compile_reader(cache)
     except Missing:
-        return [Bandwidth(count, "default", read_with_numpy(count, megabytes), "numpy") for count in threads]
+        return [Bandwidth(count, "default", read_speed(count, megabytes), "numpy") for count in threads]
     return [
         Bandwidth(count, pages, _read(program, count, megabytes, huge), "C")
         for count in threads
@@ -50,15 +47,3 @@ def compile_reader(cache: Path) -> Path:
 def _read(program: Path, threads: int, megabytes: int, huge: int) -> float:
     words = [str(word) for word in (program, threads, megabytes, huge, PASSES)]
     return float(json.loads(subprocess.run(words, capture_output=True, check=True).stdout)["gb_per_s"])
-
-
-def read_with_numpy(threads: int, megabytes: int) -> float:
-    """GB/s of numpy's sum over integers, which lets go of the interpreter: a lower bound."""
-    parts = np.array_split(np.ones(megabytes << 17, np.int64), threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(PASSES):
-            before = time.perf_counter()
-            total = sum(pool.map(np.sum, parts))
-            best = max(best, int(total) * 8 / (time.perf_counter() - before) / 1e9)
-    return best

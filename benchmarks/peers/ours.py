@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-import onnx
 
 import exporter
 import runtimes.registry
@@ -18,6 +13,7 @@ from peers.contract import MINE, OURS, Prepared
 from runtimes import manifest
 from runtimes.errors import WrongCall, did_you_mean
 from runtimes.files import write_text_atomically
+from validation.bandwidth import bytes_per_token
 
 THREADS = "RWKV_EXPORT_THREADS"
 
@@ -67,36 +63,3 @@ def source_digest() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def bytes_per_token(folder: Path, step: manifest.Graph) -> int:
-    """Bytes of the constants that one token makes a graph read: all but those of lookups, which read a row.
-
-    A delegate reads all it holds; what XNNPACK leaves outside are lookups.
-    """
-    return step.coverage.weights_inside if step.coverage else _read_by_onnx(folder / step.file)
-
-
-def _read_by_onnx(path: Path) -> int:
-    """Of a choice by the number of tokens the exporter puts the form for one token first, into the then_branch."""
-    graphs = list(_executed(onnx.load(path, load_external_data=False).graph))
-    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
-    nodes = [node for graph in graphs for node in graph.node]
-    read = {name for node in nodes if not node.op_type.startswith("Gather") for name in node.input}
-    return sum(_nbytes(constants[name]) for name in read & constants.keys())
-
-
-def _executed(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "then_branch":
-                yield from _executed(attribute.g)
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    external = {entry.key: entry.value for entry in tensor.external_data}
-    if "length" in external:
-        return int(external["length"])
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return int(math.prod(tensor.dims) * dtype.itemsize)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import BadCheckpoint
+from runtimes.untrusted import leaves
 
 CONFIG = "config.json"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -49,7 +50,7 @@ def _sharded(folder: Path, config: dict[str, Any], index: Path) -> Folder:
         raise BadCheckpoint(f"{index} has no weight_map", hint="download the folder again")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name:
+        if leaves(name) or Path(name).name != name or not name.isprintable():
             raise BadCheckpoint(f"{index} names a file outside its folder: {name!r}")
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder} lacks {name}, one of {len(names)} weight files", hint="download it as well")

@@ -58,6 +58,11 @@ def write(
 
 
 def _stored(path: Path, name: str, tensor: Tensor) -> Stored:
+    if tensor.numel() * tensor.dtype.itemsize > tensor.untyped_storage().nbytes():
+        raise BadCheckpoint(
+            f"{path}: {name} of shape {list(tensor.shape)} has more values than the file holds",
+            hint="save it with .contiguous()",
+        )
     return in_file(path, name, _offset(tensor), like=tensor) if tensor.is_meta else Stored(lambda: tensor)
 
 

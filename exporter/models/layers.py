@@ -126,22 +126,22 @@ class StepModel(nn.Module):
     """The whole step: pure in (tokens, *state), the same module for T = 1 and T = n.
 
     tokens (T,) integer; state tensors in the order of ModelSpec.state; returns the last token's logits (1, V) and
-    the new state tensors in the same order.
+    the new state tensors in the same order. A matrix may come as two, as in pairs.py, and then leaves as two.
     """
 
-    def __init__(self, take: Take, spelling: Spelling, blocks: Sequence[Block], state_per_block: int) -> None:
+    def __init__(self, take: Take, spelling: Spelling, blocks: Sequence[Block]) -> None:
         super().__init__()
         self.emb = embedding(take)
         self.blocks = nn.ModuleList(blocks)
         self.ln_out = norm(take.at("ln_out"), spelling)
         self.head = project(take, "head")
-        self.state_per_block = state_per_block
 
     def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """tokens (T,), state -> (logits (1, V), *state)."""
         x, first, new = F.embedding(tokens, self.emb), None, []
+        per_block = len(state) // len(self.blocks)
         for i, block in enumerate(self.blocks):
-            old = state[i * self.state_per_block : (i + 1) * self.state_per_block]
+            old = state[i * per_block : (i + 1) * per_block]
             x, first, own = block(tokens, x, first, *old)
             new += own
         return (self.head(self.ln_out(last(x))), *new)
@@ -157,7 +157,7 @@ def step_model(
     take = Take(weights)
     scopes = [take.at("blocks").at(str(i)) for i in range(spec.layers)]
     blocks = [Block(scope, spelling, *mixes(scope, i)) for i, scope in enumerate(scopes)]
-    return StepModel(take, spelling, blocks, len(spec.state) // spec.layers)
+    return StepModel(take, spelling, blocks)
 
 
 def shift_state(i: int, part: str, width: int) -> TensorSpec:

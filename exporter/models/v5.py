@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
+from exporter.models import pairs
 from exporter.models.blocks import BlockRecurrence, between, blocked, chain, joined, unblocked
 from exporter.models.layers import (
     GatedChannelMix,
@@ -129,20 +130,20 @@ class TimeMix(nn.Module):
         self.recurrence = Recurrence(take, spec, spelling)
         self.ln_x = head_norm(take, spec, spelling)
 
-    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
-        """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
+    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, *wkv: Tensor) -> tuple[Tensor | None, ...]:
+        """x (T, C), shift (1, C), wkv (1, H, N key, N value) or a pair -> added (T, C), first, shift, wkv."""
         xr, xk, xv, *xg = self.shift(x, shift)
         heads = (-1, self.heads, self.size)
         r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
-        y, wkv = self.recurrence(r, k, v, wkv)
+        y, *new = self.recurrence(r, k, v, *wkv)
         y = self.ln_x(y)
         if self.gate is not None:
             y = y * F.silu(self.gate(xg[0]))
-        return self.output(y), first, last(x), wkv
+        return self.output(y), first, last(x), *new
 
 
 class Recurrence(BlockRecurrence):
-    """The fixed decay's: (r, k, v, S) -> (y, S); vectors (T, H, N), S (1, H, N key, N value)."""
+    """The fixed decay's: (r, k, v, S) -> (y, S); vectors (T, H, N), S (1, H, N key, N value) or a pair."""
 
     def __init__(self, take: Take, spec: ModelSpec, spelling: Spelling) -> None:
         super().__init__(given=3, block=spelling.block)
@@ -154,18 +155,21 @@ class Recurrence(BlockRecurrence):
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
-        r, k, v, wkv = tensors
+        r, k, v, wkv, *low = tensors
+        if low:
+            return recur_pair((wkv, *low), r, k, v, self.log_decay.mT, self.bonus, self.dot, self.read)
         return recur(wkv, r, k, v, self.decay, self.bonus, self.dot, self.read)
 
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Blocks of one decay."""
-        r, k, v, *mask, wkv = tensors
+        r, k, v, *others = tensors
+        mask, state = [x for x in others if x.dim() == 3], [x for x in others if x.dim() == 4]
         size = min(self.block, r.shape[0])
         log_w = self.sums.alike(self.log_decay, size)
         if mask:
             log_w = log_w * blocked(mask[0], size)
-        y, wkv = solve(wkv, r, k, v, log_w, size, self.sums)
-        return y + self.dot(r * self.bonus * k) * v, wkv
+        y, *new = solve(state, r, k, v, log_w, size, self.sums)
+        return y + self.dot(r * self.bonus * k) * v, *new
 
 
 def recur(
@@ -180,10 +184,19 @@ def recur(
     return y, kv + w * wkv
 
 
+def recur_pair(
+    pair: Sequence[Tensor], r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, dot: Reduce, read: VecMat
+) -> tuple[Tensor, ...]:
+    """As `recur`, of a state in two tensors: log_w (1, H, N or 1, 1)."""
+    y = pairs.read(pair, lambda s: read(r, s)) + dot(r * u * k) * v
+    decayed = pairs.gone(log_w)
+    return y, *pairs.changed(pair, lambda s: -(decayed * s), column(k) * row(v))
+
+
 def solve(
-    wkv: Tensor, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, size: int, sums: TokenSums
-) -> tuple[Tensor, Tensor]:
-    """Whole blocks, the bonus left out: r, k, v (T, H, N), log_w (blocks or 1, H, size, N or 1) -> y (T, H, N), wkv.
+    state: Sequence[Tensor], r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, size: int, sums: TokenSums
+) -> tuple[Tensor, ...]:
+    """Whole blocks, the bonus left out: r, k, v (T, H, N), log_w (blocks or 1, H, size, N or 1) -> y (T, H, N), state.
 
     Past tokens of a block are seen through scores, level by level of `joined`, whose two factors are decays and so
     within 1; the state is needed where a block starts only, from S' = diag(w) S + D.
@@ -195,7 +208,12 @@ def solve(
     until, within, since = w[:, :, 0], w[:, :, 1:-1], w[:, :, -1]
     scores = (r[:, :, None] * within) @ (k[:, :, None] * within).mT  # (blocks, H, levels, t, s)
     scores = sums.levels(scores * joined(size, log_w))
+    if len(state) > 1:
+        decayed = pairs.gone(sums.total(log_w, size)).unsqueeze(-1)
+        add = (k * since).mT @ v
+        found, pair = pairs.chain(state, lambda n, s: -(at(n, decayed) * s), lambda n: at(n, add), add.shape[0])
+        return unblocked(scores @ v + pairs.read(found, lambda s: (r * until) @ s)), *pair
     keep = torch.exp(sums.total(log_w, size)).unsqueeze(-1)  # (blocks or 1, H, key, 1)
     add = (k * since).mT @ v  # (blocks, H, key, value)
-    entering, wkv = chain(wkv, lambda s, n: at(n, keep) * s + at(n, add), add.shape[0])
+    entering, wkv = chain(state[0], lambda s, n: at(n, keep) * s + at(n, add), add.shape[0])
     return unblocked(scores @ v + (r * until) @ entering), wkv

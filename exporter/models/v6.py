@@ -24,7 +24,7 @@ from exporter.models.layers import (
 )
 from exporter.models.parameters import Take
 from exporter.models.primitives import Reduce, TokenSums, VecMat, column, last, previous
-from exporter.models.v5 import NOTHING_LEFT, bonus_5_2, recur, solve
+from exporter.models.v5 import NOTHING_LEFT, bonus_5_2, recur, recur_pair, solve
 
 VERSIONS = ("6",)
 
@@ -126,18 +126,18 @@ class TimeMix(nn.Module):
         self.recurrence = Recurrence(take, spec, spelling)
         self.ln_x = head_norm(take, spec, spelling)
 
-    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
-        """x (T, C), shift (1, C), wkv (1, H, N key, N value) -> added (T, C), first, shift, wkv."""
+    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, *wkv: Tensor) -> tuple[Tensor | None, ...]:
+        """x (T, C), shift (1, C), wkv (1, H, N key, N value) or a pair -> added (T, C), first, shift, wkv."""
         xw, xk, xv, xr, xg = self.shift(x, shift)
         heads = (-1, self.heads, self.size)
         r, k, v = self.receptance(xr).reshape(heads), self.key(xk).reshape(heads), self.value(xv).reshape(heads)
         log_w = -torch.exp(self.decay_up(torch.tanh(self.decay_down(xw)))).reshape(heads)
-        y, wkv = self.recurrence(r, log_w, k, v, wkv)
-        return self.output(self.ln_x(y) * F.silu(self.gate(xg))), first, last(x), wkv
+        y, *new = self.recurrence(r, log_w, k, v, *wkv)
+        return self.output(self.ln_x(y) * F.silu(self.gate(xg))), first, last(x), *new
 
 
 class Recurrence(BlockRecurrence):
-    """v5.2's with a decay for every token: (r, log_w, k, v, S) -> (y, S); vectors (T, H, N), S (1, H, key, value)."""
+    """v5.2's with a decay for every token: (r, log_w, k, v, S) -> (y, S); vectors (T, H, N), S as there."""
 
     idle_zeros = True
 
@@ -149,12 +149,14 @@ class Recurrence(BlockRecurrence):
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
-        r, log_w, k, v, wkv = tensors
+        r, log_w, k, v, wkv, *low = tensors
+        if low:
+            return recur_pair((wkv, *low), r, k, v, column(log_w), self.bonus, self.dot, self.read)
         return recur(wkv, r, k, v, column(torch.exp(log_w)), self.bonus, self.dot, self.read)
 
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Blocks of as many decays as tokens."""
-        r, log_w, k, v, wkv = tensors
+        r, log_w, k, v, *state = tensors
         size = min(self.block, r.shape[0])
-        y, wkv = solve(wkv, r, k, v, blocked(log_w.clamp(min=NOTHING_LEFT), size), size, self.sums)
-        return y + self.dot(r * self.bonus * k) * v, wkv
+        y, *new = solve(state, r, k, v, blocked(log_w.clamp(min=NOTHING_LEFT), size), size, self.sums)
+        return y + self.dot(r * self.bonus * k) * v, *new

@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from exporter.contract import Dimensions, Entry, Layout, ModelSpec, Spelling, Weights
 from exporter.models import layout as lay
-from exporter.models.blocks import (
-    BlockRecurrence,
-    before,
-    blocked,
-    chain,
-    identity,
-    inverse,
-    positions,
-    unblocked,
-)
+from exporter.models import pairs
+from exporter.models.blocks import BlockRecurrence, before, blocked, chain, identity, inverse, positions, unblocked
 from exporter.models.layers import (
     Linear,
     TokenShift,
@@ -158,8 +150,8 @@ class TimeMix(nn.Module):
         self.recurrence = Recurrence(spec, spelling)
         self.ln_x = head_norm(take, spec, spelling)
 
-    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, wkv: Tensor) -> tuple[Tensor | None, ...]:
-        """x, first (T, C), shift (1, C), wkv (1, H, N value, N key) -> added (T, C), first, shift, wkv."""
+    def forward(self, x: Tensor, first: Tensor | None, shift: Tensor, *wkv: Tensor) -> tuple[Tensor | None, ...]:
+        """x, first (T, C), shift (1, C), wkv (1, H, N value, N key) or a pair -> added (T, C), first, shift, wkv."""
         xr, xw, xk, xv, xa, xg = self.shift(x, shift)
         heads = (-1, self.heads, self.size)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
@@ -172,16 +164,16 @@ class TimeMix(nn.Module):
         else:
             v = v + (first - v) * torch.sigmoid(self.v(xv))
         r, log_w, k, v, a = (tensor.reshape(heads) for tensor in (r, log_w, k, v, a))
-        y, wkv = self.recurrence(r, log_w, k, v, kk, kk * a, wkv)
+        y, *new = self.recurrence(r, log_w, k, v, kk, kk * a, *wkv)
         bonus = self.dot(r * k * self.r_k) * v  # (T, H, N)
         y = self.ln_x(y) + bonus.reshape(-1, self.heads * self.size)
-        return self.output(y * self.g(xg)), first, last(x), wkv
+        return self.output(y * self.g(xg)), first, last(x), *new
 
 
 class Recurrence(BlockRecurrence):
     """S = S diag(w) - (S kk) b^T + v k^T, read after that: (r, log_w, k, v, kk, b, S) -> (y, S); S is [value, key].
 
-    Vectors are (T, H, N), y too; S is (1, H, N value, N key).
+    Vectors are (T, H, N), y too; S is (1, H, N value, N key), or a pair of such.
     """
 
     idle_zeros = True
@@ -193,7 +185,12 @@ class Recurrence(BlockRecurrence):
 
     def step(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """One token."""
-        r, log_w, k, v, kk, b, wkv = tensors
+        r, log_w, k, v, kk, b, wkv, *low = tensors
+        if low:
+            decayed = row(pairs.gone(log_w))
+            vk = column(v) * row(k)
+            pair = pairs.changed((wkv, *low), lambda s: -(s * decayed) - self.times(s, kk) * row(b), vk)
+            return pairs.read(pair, lambda s: self.times(s, r)).reshape(r.shape), *pair
         removed = self.times(wkv, kk)  # (1, H, value, 1)
         wkv = wkv * row(torch.exp(log_w)) + self.outer(column(v), k, removed, b)
         return self.times(wkv, r).reshape(r.shape), wkv
@@ -204,10 +201,11 @@ class Recurrence(BlockRecurrence):
         What its tokens remove, U[t] = S[t-1] kk[t], solves U = A U + (...) with A strictly lower: U is (I - A)^-1 of
         what the entering state and the values give, each apart.
         """
-        *given, wkv = tensors
+        given, (wkv, *low) = tensors[: self.given], tensors[self.given :]
         size = min(self.block, given[0].shape[0])
         r, log_w, k, v, kk, b = (blocked(x, size) for x in given)  # (blocks, H, size, N)
-        w = torch.exp(self.sums(from_the_middle(size, log_w), log_w))  # (blocks, H, size + 1, N)
+        sums = self.sums(from_the_middle(size, log_w), log_w)
+        w = torch.exp(sums)  # (blocks, H, size + 1, N)
         start, end, old, new = w[:, :, :1], w[:, :, size:], w[:, :, :size], w[:, :, 1:]
         r, kk, k, b = r * new, kk * old, k / new, -b / new
         past = before(size, w)
@@ -217,8 +215,12 @@ class Recurrence(BlockRecurrence):
         rb, rk = r @ b.mT * present, r @ k.mT * present
         y, reading = rb @ by_values + rk @ v, r / start + rb @ by_state
         k, b = k * end, b * end
-        move = identity(k.shape[-1], w) * (end / start) + by_state.mT @ b  # (blocks, H, key, key)
+        scale = -pairs.gone(sums[:, :, size:] - sums[:, :, :1]) if low else end / start  # of the change, of the state
+        move = identity(k.shape[-1], w) * scale + by_state.mT @ b  # (blocks, H, key, key)
         add = by_values.mT @ b + v.mT @ k  # (blocks, H, value, key)
+        if low:
+            found, pair = pairs.chain((wkv, *low), lambda n, s: s @ at(n, move), lambda n: at(n, add), move.shape[0])
+            return unblocked(pairs.read(found, lambda s: reading @ s.mT) + y), *pair
         entering, wkv = chain(wkv, lambda s, n: s @ at(n, move) + at(n, add), move.shape[0])
         return unblocked(reading @ entering.mT + y), wkv
 

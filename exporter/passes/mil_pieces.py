@@ -37,9 +37,9 @@ class Piece(nn.Module):
 
     ranges: Mapping[str, tuple[float, float]] = {}
 
-    def __init__(self, model: StepModel, start: int, stop: int, *, handed: bool) -> None:
+    def __init__(self, model: StepModel, spec: ModelSpec, start: int, stop: int, *, handed: bool) -> None:
         super().__init__()
-        self.start, self.stop, self.state_per_block = start, stop, model.state_per_block
+        self.start, self.stop, self.state_per_block = start, stop, len(spec.state) // spec.layers
         self.handed = handed
         self.blocks = model.blocks[start:stop]
         self.emb = model.emb if start == 0 else None
@@ -68,16 +68,16 @@ class Piece(nn.Module):
         return (x, first, *new) if self.handed and first is not None and self.emb is not None else (x, *new)
 
 
-def whole(model: StepModel) -> list[Piece]:
+def whole(model: StepModel, spec: ModelSpec) -> list[Piece]:
     """The step in one piece."""
-    return [Piece(model, 0, len(model.blocks), handed=False)]
+    return [Piece(model, spec, 0, len(model.blocks), handed=False)]
 
 
 def chosen(job: Job) -> list[Piece]:
     """The step as CHUNK wants it: in one piece where it is small enough, or where nothing is to be cut."""
     model, budget = cast(StepModel, job.model), job.options[CHUNK.name]
     if budget == "none":
-        return whole(model)
+        return whole(model, job.spec)
     width = 4 if job.precision == "fp32" else 2
     return pieces(model, job.spec, AUTO if budget == "auto" else float(budget), width=width)
 
@@ -100,15 +100,16 @@ def pieces(model: StepModel, spec: ModelSpec, budget: float, *, width: int) -> l
             size = 0.0
         size += own
     if len(cuts) == 1:
-        return whole(model)
+        return whole(model, spec)
     handed = _hands(model, spec)
-    return [Piece(model, start, stop, handed=handed) for start, stop in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
+    ends = [*cuts[1:], len(sizes)]
+    return [Piece(model, spec, start, stop, handed=handed) for start, stop in zip(cuts, ends, strict=True)]
 
 
 def _hands(model: StepModel, spec: ModelSpec) -> bool:
     """Whether layer 0 hands something to all later layers; nothing is computed."""
     with torch.device("meta"):
-        state = [torch.empty(tensor.shape) for tensor in spec.state[: model.state_per_block]]
+        state = [torch.empty(tensor.shape) for tensor in spec.state[: len(spec.state) // spec.layers]]
         _, first, _ = model.blocks[0](torch.empty(1, dtype=torch.int32), torch.empty(1, spec.width), None, *state)
     return first is not None
 

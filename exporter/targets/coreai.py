@@ -32,7 +32,7 @@ TARGETS = (
         runtime="coreai",
         device="cpu",
         precisions={"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "int4", "lut8": "int8", "lut4": "int4"},
-        spelling=Spelling(head_norm="layer_norm_affine", contract="multiply", l2_eps=1e-7, block=16),
+        spelling=Spelling(head_norm="layer_norm_affine", contract="multiply", l2_eps=1e-7, block=8),
         options=(
             Option("state", ("explicit", "held"), "explicit", "state as inputs and outputs, or written in place"),
             keep.OPTION,

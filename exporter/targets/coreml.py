@@ -13,7 +13,7 @@ from exporter import graph, keep, mil, mobile, ports, resume
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.mil import Port, Recipe, identifier
 from exporter.models.layers import StepModel
-from exporter.passes import mil_activations, mil_keep, mil_mask, mil_mixed
+from exporter.passes import mil_activations, mil_keep, mil_mask, mil_mixed, mil_pair
 from exporter.passes.mil_compress import SCHEMES, compress, kept
 from exporter.passes.mil_mask import MASK, PREFILL, masked, taking_a_mask
 from exporter.passes.mil_pieces import CHUNK, Piece, chosen, numbered, whole
@@ -38,15 +38,15 @@ TARGETS = (
             "int4": "int4",
             "lut4": "int4",
         },
-        spelling=Spelling(l2_eps=1e-7, block=16),
+        spelling=Spelling(l2_eps=1e-7, block=8),
         options=(
             Option("ios", ("16", "17", "18"), "18", "oldest iOS to support (macOS 13, 14, 15)"),
             Option(
-                "state",
-                ("explicit", "mlstate", "mlstate-wkv"),
+                mil_pair.STATE,
+                ("explicit", mil_pair.HILO, "mlstate", "mlstate-wkv"),
                 "explicit",
                 "state as inputs and outputs, or kept by Core ML (iOS 18); mlstate-wkv, with rwkv-mobile's names: its "
-                "matrices only",
+                f"matrices only; {mil_pair.HELP}",
             ),
             CHUNK,
             PREFILL,
@@ -72,7 +72,7 @@ def missing() -> str | None:
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
     """MLState exists since iOS 18, and in float16 only; so do 4-bit integers; mixed needs a recurrence per head."""
-    ios, held, mobiles = int(options["ios"]), options["state"] != "explicit", options["names"] == "rwkv-mobile"
+    ios, held, mobiles = int(options["ios"]), options["state"].startswith("mlstate"), options["names"] == "rwkv-mobile"
     if held and ios < 18:
         raise WrongCall(f"MLState needs iOS 18, not {ios}", hint="add -O ios=18, or -O state=explicit")
     if held and precision in ("fp32", "mixed"):
@@ -91,6 +91,9 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
     mil_activations.refuse(spec, precision, options)
     if mobiles and keep.names(options):
         raise WrongCall("with rwkv-mobile's names no matrix can be kept", hint="leave out -O keep")
+    mil_pair.refuse(spec, precision, options)
+    if mobiles and mil_pair.wanted(options):
+        raise WrongCall("rwkv-mobile knows no state in two parts", hint="leave out --names, or -O state=hilo")
     if mobiles:
         mobile.refuse(spec, precision, options)
 
@@ -99,8 +102,9 @@ def export(job: Job, folder: Path) -> Written:
     """Convert the step to one function for each number of tokens, a piece of the step at a time."""
     if job.options["names"] == "rwkv-mobile":
         return mobile.export(job, folder, _recipe(job, None), _precision(job))
+    job = mil_pair.chosen(job)
     state = ports.own(job.spec, dtype=_state(job.precision), rename=identifier).state
-    pieces, sizes = whole(cast(StepModel, job.model)) if _held(job) else chosen(job), mil.sizes(job.prefill)
+    pieces, sizes = whole(cast(StepModel, job.model), job.spec) if _held(job) else chosen(job), mil.sizes(job.prefill)
     mil_activations.find(job, pieces)
     places = mil.packages(list(sizes), job.options["ios"])
     files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
@@ -198,6 +202,7 @@ def _held(job: Job) -> bool:
 
 def _usage(job: Job, state: Sequence[StateTensor], pieces: int) -> Mapping[str, str]:
     usage = {"Step it in Swift": mil.swift(state[0].input, sorted(mil.sizes(job.prefill)), held=_held(job))}
+    usage |= mil_pair.usage(job)
     if any(masked(job, size) for size in job.prefill):
         usage["Prompts of any length"] = mil_mask.USAGE
     return usage | ({"Several packages": SEVERAL} if pieces > 1 else {})

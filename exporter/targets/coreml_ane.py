@@ -16,7 +16,7 @@ from torch import Tensor
 from exporter import graph, keep, mil, ports, resume
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.mil import Port, Recipe, identifier
-from exporter.passes import mil_activations, mil_keep
+from exporter.passes import mil_activations, mil_keep, mil_pair
 from exporter.passes.ane_form import Form, head_parts
 from exporter.passes.ane_norm import teach_coremltools
 from exporter.passes.mil_compress import SCHEMES, compress, kept
@@ -41,9 +41,10 @@ TARGETS = (
             "lut4": "int4",
             "fp32": "fp32",
         },
-        spelling=Spelling(contract="row", l2_eps=1e-7, block=16),
+        spelling=Spelling(contract="row", l2_eps=1e-7, block=8),
         options=(
             Option("ios", ("16", "17", "18"), "18", "oldest iOS to support (macOS 13, 14, 15)"),
+            Option(mil_pair.STATE, ("explicit", mil_pair.HILO), "explicit", mil_pair.HELP),
             CHUNK,
             PREFILL,
             keep.OPTION,
@@ -66,13 +67,18 @@ def missing() -> str | None:
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
-    """Something has to be quantised for some of it to be kept, and activations of 8 bits need iOS 17 and a text."""
+    """Something has to be quantised for some of it to be kept, and activations of 8 bits need iOS 17 and a text.
+
+    State in two parts needs float16, and matrices.
+    """
+    mil_pair.refuse(spec, precision, options)
     keep.refuse(precision, options, quantised=precision in SCHEMES)
     mil_activations.refuse(spec, precision, options)
 
 
 def export(job: Job, folder: Path) -> Written:
     """Convert the form of each piece to one function for each number of tokens; write the table beside the packages."""
+    job = mil_pair.chosen(job)
     dtype, sizes, pieces = _dtype(job.precision), mil.sizes(job.prefill), chosen(job)
     mil_activations.find(job, pieces)
     places = mil.packages(list(sizes), job.options["ios"])
@@ -102,7 +108,8 @@ def export(job: Job, folder: Path) -> Written:
         filled = masked(job, sizes[name])
         mask = MASK if filled else None
         graphs.append(replace(made_for, output_rest=tuple(rest), then=tuple(then), up_to=filled, mask=mask))
-    tools, usage = {name: version(name) for name in ("torch", "coremltools")}, {"Step it in Swift": SWIFT}
+    tools = {name: version(name) for name in ("torch", "coremltools")}
+    usage = {"Step it in Swift": SWIFT, **mil_pair.usage(job)}
     if any(graph.mask for graph in graphs):
         usage["Prompts of any length"] = USAGE
     precision = _precision(job)

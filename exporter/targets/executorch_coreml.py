@@ -26,7 +26,7 @@ TARGETS = (
         runtime="mil",
         device="cpu",
         precisions={"fp32": "fp32", "fp16": "fp16"},
-        spelling=Spelling(l2_eps=1e-7, block=16),
+        spelling=Spelling(l2_eps=1e-7, block=8),
         options=(
             Option(
                 "ios", ("16", "17", "18"), "18", "oldest iOS to support; prefill shares decode's weights from 18 on"

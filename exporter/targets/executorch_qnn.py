@@ -34,7 +34,7 @@ TARGETS = (
         runtime="pte",
         device="htp-emulator",
         precisions={"fp16": "fp16", "16a8w": "int8"},
-        spelling=Spelling(head_norm="layer_norm_affine", l2_eps=1e-7, block=16),
+        spelling=Spelling(head_norm="layer_norm_affine", l2_eps=1e-7, block=8),
         options=(
             Option("soc", SOCS, SOCS[0], "the processor to compile for; sm8650 is Snapdragon 8 Gen 3"),
             Option("share", ("no", "yes"), "no", "prefill methods share decode's weights, which the emulator refuses"),

@@ -21,7 +21,7 @@ TARGETS = (
         runtime="pte",
         device="vulkan",
         precisions={"fp32": "fp32", "fp16": "fp16"},
-        spelling=Spelling(l2_eps=1e-7, block=16),
+        spelling=Spelling(l2_eps=1e-7, block=8),
         prefill=True,
     ),
 )

@@ -32,7 +32,7 @@ TARGETS = (
         runtime="qnn",
         device="htp-emulator",
         precisions={"fp16": "fp16", "a16w8": "int8", "a16w4": "int4"},
-        spelling=Spelling(l2_eps=1e-7, block=16),
+        spelling=Spelling(l2_eps=1e-7, block=8),
         options=(
             Option("soc", SOCS, SOCS[0], "the processor to compile for; sm8650 is Snapdragon 8 Gen 3"),
             Option(

@@ -29,7 +29,7 @@ TARGETS = (
         runtime="rknn",
         device="simulator",
         precisions={"fp16": "fp16", "w8a8": "int8"},
-        spelling=Spelling(l2_eps=1e-7, block=16),
+        spelling=Spelling(l2_eps=1e-7, block=8),
         options=(Option("soc", SOCS, SOCS[0], "the processor to compile for"),),
         prefill=True,
         also_runs=("rknn:npu",),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from runtimes.agent import frames
 from runtimes.agent.frames import Frame, FrameError
 from runtimes.contract import Array, Placement, State, Step
 from runtimes.errors import Missing, RwkvExportError
+
+T = TypeVar("T")
 
 MODULE = "runtimes.agent.serve"
 LINES = 12  # of what the other side printed last, in messages
@@ -96,7 +98,8 @@ class AgentSession:
 
     def placement(self) -> Placement:
         """Where the other side says that it ran."""
-        made = Placement(**self._ask("describe").header["placement"])
+        reply = self._ask("describe")
+        made = _understood(lambda: Placement(**reply.header["placement"]))
         requested, observed = self._where + made.requested, self._where + made.observed
         return Placement(requested, observed, made.nodes, made.evidence)
 
@@ -117,22 +120,23 @@ class AgentSession:
         except (FrameError, OSError, ValueError) as error:  # ValueError: the pipe was closed before
             raise self._died(request, error) from error
         if trouble := reply.header.get("error"):
-            raise _as_raised(trouble)
+            raise _understood(lambda: _as_raised(trouble))
         return reply
 
     def _stepped(self, reply: Frame) -> Step:
-        return Step(reply.tensors["logits"], self._state(reply), float(reply.header["seconds"]))
+        logits, seconds = _understood(lambda: (reply.tensors["logits"], float(reply.header["seconds"])))
+        return Step(logits, self._state(reply), seconds)
 
     def _state(self, reply: Frame) -> State:
-        return cast(State, Handle(reply.header["state"], self._dropped))
+        return cast(State, Handle(_understood(lambda: int(reply.header["state"])), self._dropped))
 
     def _died(self, request: str, error: Exception) -> AgentDied:
         self._end()
         code, said = self._process.returncode, " | ".join(self._said)
-        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}" if code else "its connection closed"
         what = f"{error}" if isinstance(error, FrameError) and not isinstance(error, frames.Ended) else how
         return AgentDied(
-            f"the process that held the session is gone at {request!r}: {what}"
+            f"the process that held the session{self._where and f' on {self._where}'} is gone at {request!r}: {what}"
             + (f"; it printed last: {said}" if said else "; it printed nothing")
         )
 
@@ -152,6 +156,14 @@ class AgentSession:
         for line in cast(BinaryIO, self._process.stderr):
             if text := line.decode(errors="replace").rpartition("\r")[2].strip():
                 self._said.append(text)
+
+
+def _understood(read: Callable[[], T]) -> T:
+    """What `read` finds in a reply; raises AgentDied where the other side left it out, or means something else."""
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise AgentDied(f"the other side answers what is no answer: {error!r}") from error
 
 
 def _number(state: State) -> int:

@@ -67,7 +67,7 @@ def _named(device: Any) -> str:
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device.type)
 
 
-def _refuse_code(path: Path) -> None:
+def refuse_code(path: Path) -> None:
     """Raise BadArtifact for all but tensors and tensor operators: torch unpickles and evaluates what else it finds."""
     from torch.export.pt2_archive import PT2ArchiveReader
 
@@ -114,7 +114,7 @@ def program(path: Path) -> Any:
     """The program of an archive that holds no code; raises BadArtifact."""
     from torch.export.pt2_archive._package import load_pt2  # torch.export.load would try an older format next
 
-    _refuse_code(path)
+    refuse_code(path)
     try:
         return load_pt2(str(path)).exported_programs["model"]
     except Exception as error:  # torch raises what it meets: RuntimeError, KeyError, its own families

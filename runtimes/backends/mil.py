@@ -20,7 +20,7 @@ from runtimes.errors import BadArtifact, Missing, did_you_mean
 from runtimes.manifest import Graph, Manifest
 from runtimes.mil import from_pte, protobuf
 from runtimes.mil.chain import Chain, Whole
-from runtimes.mil.evaluate import Evaluator
+from runtimes.mil.evaluate import Evaluator, Watch
 from runtimes.mil.package import Package
 from runtimes.mil.program import Function
 from runtimes.mil.scoped import Renamed, outside
@@ -39,18 +39,21 @@ def missing(device: str) -> str | None:
     return None
 
 
-def open_session(artifact: Artifact, device: str) -> Session:
-    """Load every graph of the artifact; raises BadArtifact where package and manifest disagree, or Missing."""
+def open_session(artifact: Artifact, device: str, watch: Watch | None = None) -> Session:
+    """Load every graph of the artifact; raises BadArtifact where package and manifest disagree, or Missing.
+
+    watch: told of every operation that runs
+    """
     manifest = artifact.manifest
     if any(graph.file.endswith(".pte") for graph in manifest.graphs):
-        return _open_programs(artifact, device)
+        return _open_programs(artifact, device, watch)
     package = functools.cache(lambda file: Package(artifact.folder / file))
     runs = {
         graph.tokens: _Run(
             graph,
             manifest,
             lookup.open_table(artifact, graph),
-            _evaluator(graph, manifest, package, device),
+            _evaluator(graph, manifest, package, device, watch),
         )
         for graph in manifest.graphs
     }
@@ -58,7 +61,7 @@ def open_session(artifact: Artifact, device: str) -> Session:
     return explicit_session(artifact, runs, lambda: placed)
 
 
-def _open_programs(artifact: Artifact, device: str) -> Session:
+def _open_programs(artifact: Artifact, device: str, watch: Watch | None) -> Session:
     """The same for ExecuTorch programs, whose packages lie in a temporary folder until the session is closed."""
     if not find_spec("executorch"):
         raise Missing("reading .pte files needs the Python package executorch, which is not installed")
@@ -72,7 +75,8 @@ def _open_programs(artifact: Artifact, device: str) -> Session:
         opened = package(call.data)
         function = opened.function(call.function)
         _check_call(graph, artifact.manifest, call, function)
-        runs[graph.tokens] = _Called(call, Evaluator(function, opened.weights, half_sums=_half_sums(device)))
+        evaluator = Evaluator(function, opened.weights, half_sums=_half_sums(device), watch=watch)
+        runs[graph.tokens] = _Called(call, evaluator)
     placed = _placement(device, [run.evaluator for run in runs.values()])
     return explicit_session(artifact, runs, lambda: placed, folder.cleanup)
 
@@ -125,14 +129,16 @@ class _Called:
         return logits, tuple(new)
 
 
-def _evaluator(graph: Graph, manifest: Manifest, package: Callable[[str], Package], device: str) -> Evaluator | Chain:
+def _evaluator(
+    graph: Graph, manifest: Manifest, package: Callable[[str], Package], device: str, watch: Watch | None
+) -> Evaluator | Chain:
     parts = []
     for file in (graph.file, *graph.then):
         opened = package(file)
         function = opened.function(graph.function)
         if graph.tokens == 1:
             opened.check_default(function)
-        parts.append(Evaluator(function, opened.weights, half_sums=_half_sums(device)))
+        parts.append(Evaluator(function, opened.weights, half_sums=_half_sums(device), watch=watch))
     named = [Renamed(part, outside(manifest, graph, number)) for number, part in enumerate(parts, 1)]
     evaluator = Chain(named) if graph.then else parts[0]
     _check_ports(graph, manifest, evaluator.function)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from runtimes import ort_cuda, ort_gpu, ort_graph, ort_profile, ort_webgpu, threads
+from runtimes import ort_cuda, ort_gpu, ort_graph, ort_profile, ort_runner, ort_webgpu, threads
+from runtimes.agent.programs import Program
 from runtimes.buffers import Pool, Slot
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import BadArtifact, Missing
@@ -25,6 +26,11 @@ DEVICES = ("cpu", "cpu-fused", "webgpu", "cuda")
 
 GPUS: dict[str, ort_gpu.Finder] = {"webgpu": ort_webgpu, "cuda": ort_cuda}
 PROVIDER = "CPUExecutionProvider"
+
+SCRIPT = Path(ort_runner.__file__).with_name("cross-build.sh")
+PROGRAM = Program("rwkv-step-ort", SCRIPT, devices=("cpu",), package="onnxruntime")
+"""What steps such artifacts where there is no Python."""
+
 UNITS = {"cpu": {"CPUExecutionProvider"}, "cpu-fused": {"CPUExecutionProvider", DOMAIN}}
 EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 

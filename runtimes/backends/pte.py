@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from runtimes import openvino, qnn
+from runtimes.agent.programs import Program
 from runtimes.buffers import Pool
 from runtimes.contract import Array, Artifact, Placement, Session
 from runtimes.errors import Missing, RwkvExportError
@@ -41,6 +42,9 @@ DELEGATES = {
     "ethos-u": "EthosUBackend",
 }
 """What takes a program to a device."""
+
+PROGRAM = Program("rwkv-step", build.SOURCE.with_name("cross-build.sh"), devices=(DIRECT,), package="executorch")
+"""What steps such artifacts where there is no Python."""
 
 
 def missing(device: str) -> str | None:

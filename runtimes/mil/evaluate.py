@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -10,22 +10,28 @@ from runtimes.contract import Array
 from runtimes.errors import BadArtifact, WrongCall, did_you_mean
 from runtimes.mil.link import Slots, link
 from runtimes.mil.precision import rounded
-from runtimes.mil.program import Function
+from runtimes.mil.program import Function, Operation
 from runtimes.mil.types import TensorType
 from runtimes.mil.weights import Weights
 
 Named = dict[str, Array]
+Watch = Callable[[Operation, Named, Weights], None]
+"""Told of every operation, what it gave, and where its constants are."""
 
 
 class Evaluator:
     """A function with its constants loaded; pure: state goes in and comes out. Raises BadArtifact.
 
     half_sums: products that give float16 are summed in it, not in float32
+    watch:     called after every operation
     """
 
-    def __init__(self, function: Function, weights: Weights, *, half_sums: bool = False) -> None:
+    def __init__(
+        self, function: Function, weights: Weights, *, half_sums: bool = False, watch: Watch | None = None
+    ) -> None:
         self.function = function
         self._linked = link(function, weights, half_sums=half_sums)
+        self._weights, self._watch = weights, watch
 
     def run(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> tuple[Named, Named]:
         """Outputs by name, and the states after the call.
@@ -45,7 +51,7 @@ class Evaluator:
     def _run(self, slots: Slots) -> None:
         text = ""
         try:
-            for call in self._linked.calls:
+            for operation, call in zip(self.function.operations, self._linked.calls, strict=True):
                 text = call.text
                 values = call.compute(**{name: get(slots) for name, get in call.arguments})
                 if not isinstance(values, tuple | list):
@@ -59,6 +65,9 @@ class Evaluator:
                             f"computes {array.dtype}{list(array.shape)}, declared {result.dtype}{list(result.shape)}"
                         )
                     slots[result.slot] = array
+                if self._watch:
+                    given = (slots[result.slot] for result in call.results)
+                    self._watch(operation, dict(zip(operation.outputs, given, strict=False)), self._weights)
                 for slot in call.dead:
                     slots[slot] = None
         except (ValueError, IndexError, TypeError) as error:

@@ -15,12 +15,14 @@ from typing import Any
 from runtimes.errors import BadArtifact
 from runtimes.mil.types import TensorType
 from runtimes.pte.program import Program
+from runtimes.untrusted import leaves
 
 DELEGATE = "CoreMLBackend"
 PACKAGE = "model.mlpackage"
 _REFERENCE = b"CMJR"
 _ELEMENTS = {"INT": "INT32", "LONG": "INT64", "FLOAT": "FLOAT32", "HALF": "FLOAT16"}
 _LONGEST = 1 << 20  # bytes of a table; a package has a dozen files
+_LONGEST_PATH = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ def call(program: Program, method: str) -> Call:
     taken, given = _names(data, method if function else None)
     if len(values) != len(taken) + len(given):
         raise BadArtifact(f"method {method} passes {len(values)} values to a model of {len(taken)} + {len(given)}")
-    ports = _Ports(plan.values, dict(zip(values, [*taken, *given], strict=True)))
-    return Call(data, function, ports.of(plan.inputs), ports.of(plan.outputs))
+    with program.intact():
+        ports = _Ports(plan.values, dict(zip(values, [*taken, *given], strict=True)))
+        return Call(data, function, ports.of(plan.inputs), ports.of(plan.outputs))
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def files(data: bytes) -> dict[str, memoryview]:
     """The files of a delegate's file system by path; raises BadArtifact."""
     try:
         nodes = _table(data)["nodes"]
-        return dict(_walk(memoryview(data), nodes, len(nodes) - 1, PurePosixPath()))
+        found = dict(_walk(memoryview(data), nodes, len(nodes) - 1, PurePosixPath(), set()))
+        if (total := sum(map(len, found.values()))) > len(data):
+            raise ValueError(f"files of {total} bytes in {len(data)}")
+        return found
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise BadArtifact(f"the Core ML delegate's data cannot be read: {error!r}", hint="export again") from error
 
@@ -96,19 +102,29 @@ def _table(data: bytes) -> Any:
     return document
 
 
-def _walk(data: memoryview, nodes: Any, index: int, path: PurePosixPath) -> Iterator[tuple[str, memoryview]]:
-    """Files below a node, children coming before their folder in the list; the topmost node has no name."""
+def _walk(
+    data: memoryview, nodes: Any, index: int, path: PurePosixPath, seen: set[int]
+) -> Iterator[tuple[str, memoryview]]:
+    """Files below a node, children coming before their folder in the list; the topmost node has no name.
+
+    seen: nodes that were in another folder: a few of those could hold each other more often than there is time for
+    """
     node = nodes[index]
     if node["kind"] == 0:
+        if not path.parts:
+            raise ValueError("its topmost node is a file")
         start, size = node["dataRegion"]["offset"], node["dataRegion"]["size"]
         if not 0 <= start <= start + size <= len(data):
             raise ValueError(f"{path} lies outside of the data")
         yield str(path), data[start : start + size]
         return
     for name, child in node["children"].items():
-        if child >= index or name in ("", ".", "..") or "/" in name or "\\" in name or ":" in name:
+        if child >= index or child in seen or leaves(name) or "/" in name or not name.isprintable():
             raise ValueError(f"file name {name!r}")
-        yield from _walk(data, nodes, child, path / name)
+        if len(str(path / name)) > _LONGEST_PATH:
+            raise ValueError(f"a path of {len(str(path / name))} characters")
+        seen.add(child)
+        yield from _walk(data, nodes, child, path / name, seen)
 
 
 def _resolved(program: Program, method: str) -> tuple[bytes, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from runtimes.errors import BadArtifact, did_you_mean
@@ -12,6 +12,7 @@ from runtimes.mil import protobuf
 from runtimes.mil.program import Function, parse_function
 from runtimes.mil.types import TensorType, differences
 from runtimes.mil.weights import Weights
+from runtimes.untrusted import leaves
 
 
 class Package:
@@ -60,11 +61,11 @@ def model_file(folder: Path) -> Path:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         item = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
-        inside = PurePosixPath(item["path"])
+        inside = str(item["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadArtifact(f"{path} does not name the package's model: {error!r}", hint="export again") from error
     model = folder / "Data" / inside
-    if inside.is_absolute() or ".." in inside.parts or not model.is_file():
+    if leaves(inside) or not inside.isprintable() or not model.is_file():
         raise BadArtifact(f"{model} is missing", hint="copy the whole .mlpackage folder")
     return model
 

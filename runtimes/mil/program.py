@@ -206,7 +206,7 @@ def _packed(tensor: Any, expected: TensorType, name: str) -> bytes:
     values = getattr(tensor, field).values if field else b""
     try:
         data = values if isinstance(values, bytes) else np.array(list(values), expected.dtype).tobytes()
-    except OverflowError as error:
+    except (OverflowError, ValueError) as error:
         raise BadArtifact(f"constant {name} of {expected}: {error}") from error
     if len(data) != expected.bytes:
         raise BadArtifact(f"constant {name} holds {len(data)} bytes, expected {expected.bytes} for {expected}")

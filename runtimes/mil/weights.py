@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from runtimes.mil.blob import WeightFile
 from runtimes.mil.precision import rounded, widened
 from runtimes.mil.program import Constant, Expanded, Inline, Stored
 from runtimes.mil.table import CONSTEXPR
+from runtimes.untrusted import leaves
 
 _MODEL_FOLDER = "@model_path/"
 
@@ -53,8 +54,8 @@ class Weights:
 
     def _file(self, name: str) -> WeightFile:
         if name not in self._files:
-            inside = PurePosixPath(name.removeprefix(_MODEL_FOLDER))
-            if not name.startswith(_MODEL_FOLDER) or inside.is_absolute() or ".." in inside.parts:
+            inside = name.removeprefix(_MODEL_FOLDER)
+            if not name.startswith(_MODEL_FOLDER) or leaves(inside) or not inside.isprintable():
                 raise BadArtifact(f"weight file {name!r} is not inside the package")
             self._files[name] = WeightFile(self._folder / inside)
         return self._files[name]

@@ -1,13 +1,15 @@
-"""Places on other machines, "ssh://user@board/ort:cpu": a runtime there, reached through an agent; knows no runtime."""
+"""Places on other machines, "ssh://user@board/ort:cpu", "adb://SERIAL/pte:cpu-direct"; knows no runtime and no way."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from runtimes.contract import Artifact, Session
 from runtimes.errors import WrongCall, did_you_mean
 
-SCHEMES = ("ssh",)
+if TYPE_CHECKING:
+    from runtimes.remote.transports import Machine, Transport
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,7 @@ class RemoteRuntime:
 
     def open_session(self, artifact: Artifact, device: str) -> Session:
         """Copy the artifact there, as far as it is not, and open it; raises Missing where something lacks there."""
-        from runtimes.remote import ssh
-
-        return ssh.at(address(self.where)).open_session(artifact, f"{self.name}:{device}", self.where)
+        return machine(self.where).open_session(artifact, f"{self.name}:{device}", self.where)
 
 
 def is_remote(name: str) -> bool:
@@ -40,17 +40,18 @@ def address(place: str) -> str:
     return place.partition("://")[2].partition("/")[0]
 
 
+def machine(place: str) -> Machine:
+    """The machine of a place on another one; raises WrongCall."""
+    return _transport(place).at(address(place))
+
+
 def split(place: str) -> tuple[str, str]:
     """ "ssh://board/ort:cpu" as ("ssh://board/", "ort:cpu"); raises WrongCall."""
-    from runtimes.remote import ssh
-
+    machine(place)
     scheme, _, rest = place.partition("://")
-    if scheme not in SCHEMES:
-        raise WrongCall(f"unknown way {scheme!r} to another machine", hint=did_you_mean(scheme, SCHEMES))
     _, _, inner = rest.partition("/")
     if not inner:
-        raise WrongCall(f"{place!r} names no runtime there", hint="for example ssh://user@host/ort:cpu")
-    ssh.at(address(place))
+        raise WrongCall(f"{place!r} names no runtime there", hint=f"for example {place.rstrip('/')}/ort:cpu")
     return f"{scheme}://{address(place)}/", inner
 
 
@@ -59,5 +60,22 @@ def load(name: str) -> RemoteRuntime:
     from runtimes import registry
 
     where, inner = split(name)
-    local = registry.load(inner)
-    return RemoteRuntime(where, inner, local.READS, local.DEVICES)
+    return RemoteRuntime(where, inner, registry.load(inner).READS, _transport(name).devices(inner))
+
+
+def schemes() -> tuple[str, ...]:
+    """The ways there are to other machines: the files of runtimes/remote/transports."""
+    from runtimes import registry
+    from runtimes.remote import transports
+
+    return registry.plugins(transports)
+
+
+def _transport(place: str) -> Transport:
+    from runtimes import registry
+    from runtimes.remote import transports
+
+    scheme = place.partition("://")[0]
+    if scheme not in schemes():
+        raise WrongCall(f"unknown way {scheme!r} to another machine", hint=did_you_mean(scheme, schemes()))
+    return cast("Transport", registry.load_plugin(transports, scheme, "at", "devices"))

@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Artifacts, JsonFile, On, Quiet
+from rwkv_export.options import Artifacts, JsonFile, Junit, Markdown, On, Prompt, Quiet, Threads, Tokens
 
-Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
-Threads = Annotated[
-    int,
-    typer.Option(min=0, envvar="RWKV_EXPORT_THREADS", help="Threads of ONNX Runtime or ExecuTorch; 0: as many as fit."),
-]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
 Profile = Annotated[
     bool,
     typer.Option("--profile", metavar="", help="Also show where a token's time goes: kernels, operators, overhead."),
@@ -35,6 +29,8 @@ def bench(
     profile: Profile = False,
     cool_down: CoolDown = 0,
     json: JsonFile = None,
+    junit: Junit = None,
+    markdown: Markdown = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure load time, first token, prefill and decode, with where the work really ran and warnings that diagnose.
@@ -54,8 +50,17 @@ def bench(
     from rwkv_export import output, results
 
     os.environ[VARIABLE] = str(threads)
-    with output.talking(quiet) as progress:
-        found = validation.measure(
-            artifacts, on=on, prompt=prompt, tokens=tokens, profile=profile, cool_down=cool_down, progress=progress
-        )
-    raise typer.Exit(results.deliver(found, json=json))
+    with results.kept(json, quiet=quiet) as keep:
+        with output.talking(quiet) as progress:
+            found = validation.measure(
+                artifacts,
+                on=on,
+                prompt=prompt,
+                tokens=tokens,
+                profile=profile,
+                cool_down=cool_down,
+                keep=keep,
+                progress=progress,
+            )
+        code = results.deliver(found, json=json, junit=junit, markdown=markdown)
+    raise typer.Exit(code)

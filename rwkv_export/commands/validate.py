@@ -7,15 +7,27 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Artifacts, JsonFile, On, Quiet, Seed, output_file, text_file
+from rwkv_export.options import (
+    Artifacts,
+    Checkpoint,
+    JsonFile,
+    Junit,
+    Markdown,
+    On,
+    Quiet,
+    Seed,
+    text_file,
+)
 
-Checkpoint = Annotated[
+Trace = Annotated[
     Path | None,
     typer.Option(
-        exists=True, metavar="FILE", help="What to compare with.", show_default="the checkpoint it was made from"
+        metavar="FILE", exists=True, dir_okay=False, help="Compare with a file of `rwkv-export trace` instead."
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Tokens to compare over.", show_default="64, or all of the trace")
+]
 Quality = Annotated[
     bool, typer.Option("--quality", metavar="", help="Also read a text, whatever the precision: KL and perplexity.")
 ]
@@ -25,8 +37,6 @@ Lint = Annotated[
     bool,
     typer.Option("--lint/--no-lint", help="Whether artifacts fail that would be kept off the Neural Engine."),
 ]
-Junit = Annotated[Path | None, output_file("--junit", "Also write a JUnit XML report, for CI.")]
-Markdown = Annotated[Path | None, output_file("--markdown", "Also write the table as Markdown.")]
 
 
 def validate(
@@ -34,7 +44,8 @@ def validate(
     *,
     on: On = None,
     checkpoint: Checkpoint = None,
-    steps: Steps = 64,
+    trace: Trace = None,
+    steps: Steps = None,
     seed: Seed = 0,
     quality: Quality = False,
     text: Text = None,
@@ -57,21 +68,27 @@ def validate(
       rwkv-export validate out/tiny.onnx-cpu.fp32 --on ort:cpu --steps 128
       rwkv-export validate out/* --json results.json --junit parity.xml
       rwkv-export validate out/* --text book.txt --quality-tokens 4096
+      rwkv-export validate out/* --trace model.trace.safetensors
     """
     import validation
-    from rwkv_export import output, results
+    from rwkv_export import localised, output, results
 
-    with output.talking(quiet) as progress:
-        found = validation.validate(
-            artifacts,
-            on=on,
-            checkpoint=checkpoint,
-            steps=steps,
-            seed=seed,
-            quality=quality,
-            text=text,
-            quality_tokens=quality_tokens,
-            lint=lint,
-            progress=progress,
-        )
-    raise typer.Exit(results.deliver(found, json=json, junit=junit, markdown=markdown))
+    with results.kept(json, quiet=quiet) as keep:
+        with output.talking(quiet) as progress:
+            found = validation.validate(
+                artifacts,
+                on=on,
+                checkpoint=checkpoint,
+                trace=trace,
+                steps=steps,
+                seed=seed,
+                quality=quality,
+                text=text,
+                quality_tokens=quality_tokens,
+                lint=lint,
+                keep=keep,
+                progress=progress,
+            )
+        code = results.deliver(found, json=json, junit=junit, markdown=markdown)
+        localised.point(found, artifacts)
+    raise typer.Exit(code)

@@ -78,8 +78,13 @@ def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-def forked(work: Work, place: str, end: int | None, number: signal.Signals = signal.SIGKILL) -> int:
-    """Run `work` in a child that signals itself at moment `end`; returns how many moments there were, -1 if it died."""
+def forked(
+    work: Work, place: str, end: int | None, number: signal.Signals = signal.SIGKILL, *, near: bool = False
+) -> int:
+    """Run `work` in a child that signals itself at moment `end`; returns how many moments there were, -1 if it died.
+
+    near: only what itself touches `place` is a moment
+    """
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -87,11 +92,10 @@ def forked(work: Work, place: str, end: int | None, number: signal.Signals = sig
 
         def hook(event: str, arguments: tuple[object, ...]) -> None:
             nonlocal moments
-            if moments or any(
-                isinstance(item, str | os.PathLike) and str(item).startswith(place) for item in arguments
-            ):
+            touched = any(isinstance(item, str | os.PathLike) and str(item).startswith(place) for item in arguments)
+            if touched or (moments and not near):
                 moments += 1
-            if moments == end:
+            if moments == end and (touched or not near):
                 os.kill(os.getpid(), number)
 
         sys.addaudithook(hook)

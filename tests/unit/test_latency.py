@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, repeat
 
 import numpy as np
@@ -14,8 +15,9 @@ from small_rnn import VOCAB, session
 from runtimes.contract import State, Step
 from runtimes.errors import CheckFailed
 from runtimes.session import ExplicitSession
-from validation import diagnosis
+from validation import diagnosis, machine
 from validation.latency import MOST_STEPS, PREFILL_SECONDS, REPETITIONS, WINDOW, summarise, time_session
+from validation.outcome import Energy, Method
 
 PROMPT = (1, 2, 3, 4, 5, 6)
 NOISE = np.random.default_rng(0).normal(1.0, 0.03, 128)
@@ -120,10 +122,78 @@ def test_two_speeds_are_diagnosed_whatever_their_order() -> None:
 
 
 def test_scattered_outliers_are_diagnosed_as_interference() -> None:
-    for every in (5, 12):
-        slow = np.arange(128) % every == 3
+    chance = np.random.default_rng(5)
+    for share in (0.08, 0.12):
+        slow = chance.random(128) < share
         (sentence,) = diagnosis.diagnose(np.where(slow, 4 * NOISE, NOISE).tolist())
         assert "x the median: something else uses this machine" in sentence
+
+
+def test_stalls_at_equal_distances_are_diagnosed_as_a_timer() -> None:
+    for every in (5, 12):
+        slow = np.arange(128) % every == 3
+        (sentence,) = diagnosis.diagnose((0.01 * np.where(slow, 4 * NOISE, NOISE)).tolist())
+        assert sentence.startswith(f"every {every} tokens, or ")
+        assert "x the median: something runs on a timer" in sentence
+
+
+def test_stalls_at_equal_times_are_found_where_tokens_are_uneven() -> None:
+    chance, seconds, clock, due = np.random.default_rng(6), [], 0.0, 0.2
+    for _ in range(256):
+        step = float(chance.choice([0.008, 0.012]))
+        if clock + step >= due:
+            step, due = step + 0.04, due + 0.2
+        clock += step
+        seconds.append(step)
+    (sentence,) = diagnosis.diagnose(seconds)
+    assert "ms, one takes" in sentence
+    assert float(sentence.split(" or ")[1].split(" ms")[0]) == pytest.approx(200, rel=0.02)
+
+
+def test_a_coarse_clock_and_a_shared_processor_are_told() -> None:
+    method = Method(16, True, 1.0, clock_step_s=1e-7, clock_read_s=5e-8, stolen=0.01)
+    assert diagnosis.surroundings(1e-3, method) == []
+    (coarse,) = diagnosis.surroundings(2e-6, method)
+    assert coarse.startswith("the clock is good for 5.0% of a step only")
+    (shared,) = diagnosis.surroundings(1e-3, replace(method, stolen=0.3))
+    assert shared.startswith("the host of this virtual machine gave 30% of its processor time to others")
+    assert diagnosis.surroundings(1e-3, replace(method, stolen=None)) == []
+
+
+def test_the_method_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([(10.0, 100.0), (15.0, 200.0)])
+    monkeypatch.setattr(machine, "stolen", lambda: next(shares))
+    timing = time_session(Clocked(steady([0.002] * 40)), PROMPT, tokens=40)  # type: ignore[arg-type]
+    method = timing.method
+    assert (method.warm_up_steps, method.settled, method.stolen) == (2 * WINDOW, True, 0.05)
+    assert 0 < method.wall_s < 5
+    assert 0 < method.clock_step_s < 1e-3
+    assert 0 < method.clock_read_s < 1e-3
+    assert "gave 5% of its processor time to others" in timing.warnings[-1]
+
+
+def test_only_decode_is_metered() -> None:
+    timed = Clocked(steady([0.002] * 40))
+
+    class Meter:
+        def start(self) -> None:
+            self.steps = timed.steps
+
+        def stop(self, tokens: int, seconds: float) -> Energy:
+            assert (timed.steps - self.steps, tokens) == (40, 40)
+            return Energy(seconds, "all of it")
+
+    timing = time_session(timed, PROMPT, tokens=40, meter=Meter())  # type: ignore[arg-type]
+    assert timing.energy == Energy(timing.method.wall_s, "all of it")
+
+
+def test_this_machine_has_a_clock_and_times_that_grow() -> None:
+    step, read = machine.clock()
+    assert 0 < step < 1e-3
+    assert 0 < read < 1e-3
+    before, after = machine.stolen(), machine.stolen()
+    if before is not None and after is not None:
+        assert 0 <= before[0] < before[1] <= after[1]
 
 
 def test_few_samples_and_a_coarse_clock_are_told() -> None:

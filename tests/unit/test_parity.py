@@ -66,7 +66,7 @@ def test_states_written_to_a_half_precision_session_are_finite_copies(golden: Tr
     given = [array for arrays in written for array in arrays.values()]
     assert len(given) > 3 * 12
     assert all(array.dtype == np.float16 and np.isfinite(array).all() for array in given)
-    kept = [array for state in golden.states for array in state.values()]
+    kept = [array for state in golden.states.values() for array in state.values()]
     assert not any(np.shares_memory(array, other) for array in given for other in kept)
 
 
@@ -150,12 +150,12 @@ def test_state_updated_in_place_is_caught_by_stepping_again(golden: Trace) -> No
         return logits, state
 
     target = ExplicitSession(specs("float32"), {}, 31, {1: run, 4: run}, lambda: Placement(PLACE, PLACE))
-    kept = [{name: array.copy() for name, array in state.items()} for state in golden.states]
+    kept = [{name: array.copy() for name, array in state.items()} for state in golden.states.values()]
     row = judged(target, golden)
     assert row.outcome is Outcome.FAIL
     assert any(reason.startswith("again: max|Δlogit|") for reason in row.reasons)
     assert not any(reason.startswith(("local: ", "free: ")) for reason in row.reasons)
-    for before, after in zip(kept, golden.states, strict=True):
+    for before, after in zip(kept, golden.states.values(), strict=True):
         assert all(np.array_equal(before[name], after[name]) for name in before), "the trace must stay golden"
 
 

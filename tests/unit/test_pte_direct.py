@@ -32,6 +32,21 @@ def test_another_release_of_executorch_is_another_library(tmp_path: Path, monkey
 
 
 @compiled
+def test_a_header_that_another_one_includes_makes_another_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling.Library, "_build", lambda self, compiler, path: None)
+    source, near, far = tmp_path / "one" / "a.cpp", tmp_path / "one" / "near.h", tmp_path / "two" / "far.h"
+    for file, content in {source: '#include "near.h"\n', near: '#include "../two/far.h"\n', far: "int a;\n"}.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+    library = compiling.Library("a test", source, (), instead="nothing")
+    before = library.built()
+    far.write_text("int b;\n")
+    assert library.built() != before
+
+
+@compiled
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("RWKV_EXPORT_CXX", f"{' '.join(compiling._compiler())} -include /nowhere.h")

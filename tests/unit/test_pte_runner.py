@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,64 +14,25 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 
-from exporter import registry
+from exporter import export
 from exporter.quiet import quiet
 from runtimes.backends import pte
-from runtimes.contract import Array
 from runtimes.errors import CheckFailed, WrongCall
-from runtimes.manifest import open_artifact
-from runtimes.pte import runner
 from runtimes.pte.runner import results
-from runtimes.pte.runner.results import Agreement, Told
-from tests.conftest import Exports
+from tests.conftest import AWKWARD, Exports
+from tests.models import random_checkpoint
 from tests.requirements import require
+from tests.unit.step_programs import CPUS, TOKENS, Runner, compared, emulated, here, kernels
 from validation.tolerances import bound
 
-BUILD = Path(runner.__file__).with_name("cross-build.sh")
-QEMU = "qemu-aarch64-static"
-CPUS = ("cortex-a53", "cortex-a76", "max")  # NEON; with dot products; SVE2 and int8 matrix products
 XNNPACK = "executorch-xnnpack"
-PRECISIONS = [name for name in ("fp32", "8da8w", "8da4w") if name in registry.targets()[XNNPACK].precisions]
-TOKENS = tuple(np.random.default_rng(5).integers(0, 101, 20).tolist())
-
-
-@dataclass(frozen=True)
-class Runner:
-    """The command that starts a built runner."""
-
-    command: tuple[str, ...]
-
-    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = [*self.command, *map(str, words), "--threads", "1"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    def step(self, model: Path, folder: Path, *words: object, tokens: tuple[int, ...] = TOKENS) -> tuple[Told, Array]:
-        """What it printed and its logits; its state goes to folder/state.bin."""
-        logits, ids = folder / "logits.npy", ",".join(map(str, tokens))
-        outputs = ("--logits", logits, "--state-out", folder / "state.bin")
-        done = self("--model", model, "--tokens", ids, *outputs, *words)
-        assert done.returncode == 0, done.stderr
-        return results.read(done.stdout), np.load(logits, allow_pickle=False)
-
-
-def build(folder: Path, platform: str, tool: str) -> Path:
-    environment = {**os.environ, "PYTHON": sys.executable}
-    command = ["sh", str(BUILD), platform, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    require(tool, done.stderr.strip() if done.returncode == 3 else None)
-    assert done.returncode == 0, done.stderr
-    return folder
+RAN = {"NEON": set(), "dot": {"dot"}, "i8mm": {"dot"}}  # XNNPACK has no use for i8mm where there is one token
+BOUNDS = {"fp32": "fp32", "8da8w": "codes", "8da4w": "codes"}
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return Runner((str(build(tmp_path_factory.mktemp("host"), "host", "cxx") / "rwkv-step"),))
-
-
-@pytest.fixture(scope="session")
-def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("arm64", None if shutil.which(QEMU) else f"{QEMU} is not installed")
-    return build(tmp_path_factory.mktemp("aarch64"), "aarch64", "arm64")
+def host() -> Runner:
+    return here(pte.PROGRAM)
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +40,32 @@ def program(exports: Exports) -> Path:
     return exports("7", XNNPACK) / "model.pte"
 
 
-def compared(artifact: Path, told: Told, logits: Array, folder: Path) -> Agreement:
-    opened = open_artifact(artifact)
-    session = pte.open_session(opened, "cpu")
-    specs = tuple(tensor.spec() for tensor in opened.manifest.state)
-    return results.compare(session, told, logits, results.read_state(folder / "state.bin", specs))
+@pytest.fixture(scope="module", params=BOUNDS)
+def made(
+    request: pytest.FixtureRequest, exports: Exports, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """Precision and artifact; of a single layer where it is quantised, which takes the toolchain long."""
+    precision = str(request.param)
+    if precision == "fp32":
+        return precision, exports("7", XNNPACK)
+    folder, sizes = tmp_path_factory.mktemp(precision), dict[str, Any]({**AWKWARD, "layers": 1})
+    torch.save(random_checkpoint("7", **sizes, seed=3), folder / "one-layer.pth")
+    (artifact,) = export(folder / "one-layer.pth", targets=[XNNPACK], precision=precision, out=folder)
+    return precision, artifact
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cpu", CPUS)
-def test_emulated_arm_agrees_with_the_session_here(
-    exports: Exports, aarch64: Path, tmp_path: Path, cpu: str, precision: str
-) -> None:
-    """Both round in their own order, so that fp32 has the bound it has against its checkpoint.
-
-    Quantised, a rounding of 1e-6 now and then moves an activation to the next of its 255 codes. Measured here by moving
-    every state by a relative 1e-5 before every step: up to 0.067 in a logit. Without such a step it is as fp32.
-    """
-    loader = (QEMU, "-cpu", cpu, f"{aarch64}/ld-linux-aarch64.so.1", "--library-path", f"{aarch64}")
-    artifact = exports("7", XNNPACK, precision=precision)
-    runner = Runner((*loader, f"{aarch64}/rwkv-step", "--emulated"))
-    told, logits = runner.step(artifact / "model.pte", tmp_path)
+@pytest.mark.parametrize("kernel", CPUS)
+def test_emulated_arm_agrees_with_the_session_here(made: tuple[str, Path], tmp_path: Path, kernel: str) -> None:
+    """With 8-bit activations, processors that have dot products must have run kernels of their own."""
+    precision, artifact = made
+    log, row = tmp_path / "instructions" if precision == "8da4w" else None, bound(BOUNDS[precision])
+    told, logits = emulated(pte.PROGRAM, CPUS[kernel], log).step(artifact / "model.pte", tmp_path)
     agreement = compared(artifact, told, logits, tmp_path)
-    most, most_state = (bound("fp32").max_abs, bound("fp32").state_rel) if precision == "fp32" else (0.1, 0.1)
     assert (told.machine, told.delegates) == ("aarch64", ("XnnpackBackend",))
-    assert 0 < agreement.max_abs < most  # nought would be the other processor's arithmetic, not Arm's
-    assert agreement.state_rel < most_state
+    assert 0 < agreement.max_abs < row.max_abs  # nought would be the other processor's arithmetic, not Arm's
+    assert agreement.state_rel < row.state_rel
     assert agreement.top1 == 1
+    assert log is None or kernels(log) == RAN[kernel]
 
 
 @pytest.mark.parametrize("version", ["4", "7"])
@@ -204,8 +161,7 @@ def test_weights_that_lie_apart_are_found(host: Runner, tmp_path: Path) -> None:
     assert "has its weights in a file of their own, model.ptd, which was not given" in done.stderr
 
 
-@pytest.mark.parametrize("planned", [True, False])
-@pytest.mark.parametrize("ids", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("ids", "planned"), [(torch.int32, True), (torch.int64, False)])
 def test_ids_of_either_type_and_memory_of_either_owner(
     host: Runner, tmp_path: Path, ids: torch.dtype, planned: bool
 ) -> None:

@@ -20,8 +20,9 @@ import runtimes
 from runtimes import registry, remote
 from runtimes.errors import Missing, WrongCall
 from runtimes.manifest import File
-from runtimes.remote import conditions, receive, ssh
+from runtimes.remote import conditions, receive, transports
 from runtimes.remote.conditions import Conditions
+from runtimes.remote.transports import ssh
 from tests.requirements import require
 from tests.unit.small_exports import TOKENS, exported
 from validation import measure, validate
@@ -120,14 +121,14 @@ def test_only_what_changed_is_copied_and_a_broken_copy_goes_on(server: Path, pla
     broken.write_bytes(content["a/large"][: 2 << 20])
 
     sent: list[int] = []
-    real = ssh._send
+    real = transports.send
 
     def counted(path: Path, stream: io.BufferedIOBase, start: int) -> None:
         sent.append(path.stat().st_size - start)
         real(path, stream, start)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssh, "_send", counted)
+        patch.setattr(ssh, "send", counted)
         one = machine.push("one", files)
         assert sent == [1 << 20, 1]
         sent.clear()

@@ -9,7 +9,7 @@ from small_rnn import VOCAB, Model, session, specs
 from runtimes.contract import Array, Placement
 from runtimes.errors import WrongCall
 from runtimes.session import ExplicitSession, Tensors
-from validation.trace import choose_tokens, record
+from validation.trace import choose_tokens, likeliest, record
 
 TOKENS = (3, 1, 4, 1, 5)
 WKV = specs("float32")[1].name
@@ -18,10 +18,12 @@ WKV = specs("float32")[1].name
 def test_trace_holds_every_step_and_the_states_between() -> None:
     trace, source = record(session(), TOKENS), session()
     assert trace.tokens == TOKENS
-    assert trace.logits.shape == (5, VOCAB)
-    assert trace.logits.dtype == np.float32
+    assert np.stack(trace.logits).shape == (5, VOCAB)
+    assert np.stack(trace.logits).dtype == np.float32
+    states = [trace.states[position] for position in range(6)]
     assert len(trace.states) == 6
-    for token, logits, before, after in zip(TOKENS, trace.logits, trace.states, trace.states[1:], strict=False):
+    assert trace.gaps == ""
+    for token, logits, before, after in zip(TOKENS, trace.logits, states, states[1:], strict=False):
         step = source.step(token, source.write_state(before))
         assert np.array_equal(step.logits, logits)
         assert all(np.array_equal(array, after[name]) for name, array in source.read_state(step.state).items())
@@ -72,3 +74,10 @@ def test_text_that_does_not_fit_is_refused() -> None:
         choose_tokens(4, vocab=31, seed=0, text="abc")
     with pytest.raises(WrongCall, match="0 bytes"):
         choose_tokens(4, vocab=257, seed=0, text="")
+
+
+def test_the_likeliest_are_those_of_a_stable_sort() -> None:
+    chance = np.random.default_rng(0)
+    for count in (1, 5, 40):
+        logits = chance.integers(0, 9, 40).astype(np.float32)  # many are equal
+        assert likeliest(logits, count).tolist() == np.argsort(-logits, kind="stable")[:count].tolist()

@@ -116,7 +116,7 @@ def _document(path: Path) -> Document:
         document = from_plain(Document, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise WrongCall(f"cannot read plan {path}: {error.strerror}") from error
-    except (SchemaError, ValueError) as error:
+    except (SchemaError, ValueError, RecursionError) as error:
         raise WrongCall(f"{path} is not a plan: {error}", hint="`rwkv-export matrix --help` shows one") from error
     repeated = [name for name, count in Counter(device.name for device in document.device).items() if count > 1]
     if repeated:

@@ -65,7 +65,8 @@ def _curve(axes: Any, row: Row, count: int) -> list[float]:
     local = row.parity.local if row.parity else None
     for reading, width, style in ((local, 0.9, (0, (1, 2))), (row.free, 2.0, dash(row))):
         if reading is not None:
-            steps, values = _peaks(reading.max_abs, POINTS // (2 * count))
+            places, values = _peaks(reading.max_abs, POINTS // (2 * count))
+            steps = [reading.at[place] for place in places] if reading.at else places
             mark = "o" if len(values) < 10 else None  # a lone step has no line
             safe = [_log_safe(value) for value in values]
             axes.plot(steps, safe, color=colour(row), lw=width, ls=style, marker=mark, ms=2 * width)

@@ -14,9 +14,10 @@ from markupsafe import Markup
 from runtimes.profile import Side
 from runtimes.schema import to_plain
 from validation.outcome import Bound, Latency, Machine, Reading, Results, Samples
-from validation.reports import charts, hops
+from validation.reports import charts, hops, measured, placement
 from validation.reports import history as past
 from validation.reports.delegates import taken
+from validation.reports.drift import remarks
 from validation.reports.rows import Row, counts, join, said, verdict
 from validation.reports.words import (
     NOTHING,
@@ -68,7 +69,12 @@ def render(results: Sequence[Results], *, history: Sequence[Results] = ()) -> st
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"sig": sig, "fine": fine, "share": share, "portion": portion, "size": size, "worst": worst}
-    environment.globals |= {"change": change, "said": said, "swatch": lambda row: Markup(charts.swatch(row))}  # noqa: S704  our own markup
+    environment.globals |= {
+        "change": change,
+        "costs": measured.costs,
+        "said": said,
+        "swatch": lambda row: Markup(charts.swatch(row)),  # noqa: S704  our own markup
+    }
     rows = join(results)
     page = environment.get_template("report.html.j2").render(
         css=Markup((here / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
@@ -88,6 +94,9 @@ def render(results: Sequence[Results], *, history: Sequence[Results] = ()) -> st
         hop_names=hops.HEADER,
         readings=_readings(rows),
         timed=_timed(rows),
+        measured=measured.table(rows),
+        measured_names=measured.HEADER,
+        metered=measured.reasons(rows),
         profiled=[(row, part) for row in rows if row.profile for part in row.profile.spent],
         bounds=_bounds(rows),
         about=_about(rows),
@@ -108,7 +117,8 @@ def _machines(rows: Sequence[Row], results: Sequence[Results]) -> list[tuple[Mac
 
 
 def _drift(rows: Sequence[Row]) -> Chapter | None:
-    legend = [(row, _drift_words(row.free)) for row in rows if row.free and row.free.max_abs]
+    shown = [(row, row.parity, row.free) for row in rows if row.parity and row.free and row.free.max_abs]
+    legend = [(row, "; ".join((_drift_words(free), *remarks(parity)))) for row, parity, free in shown]
     lead = (
         "Each target keeps its own state from the start (bold), so an error can grow from token to token. "
         "The fine dotted line corrects the state before every step and shows the kernel alone. "
@@ -133,8 +143,7 @@ def _latency(rows: Sequence[Row]) -> Chapter | None:
     legend = []
     for row in rows:
         if row.decode:
-            times = f"median {sig(row.decode.median_ms)} ms, p99 {sig(row.decode.p99_ms)} ms"
-            legend.append((row, f"{sig(row.tokens_per_second)} tok/s, {times}"))
+            legend.append((row, f"{sig(row.tokens_per_second)} tok/s, {', '.join(measured.costs(row))}"))
     lead = (
         "In the first picture a steep curve is steady, a long tail to the right is jitter; the dot is the median. "
         "The second has the same samples in the order they were made, where warm-up, throttling and pauses show."
@@ -166,6 +175,16 @@ def _profile_words(timing: Latency) -> str:
     shares += [("the runtime's own kernels", profile.share(Side.RUNTIME)), ("overhead", profile.share(Side.OVERHEAD))]
     parts = ", ".join(f"{words} {portion(share)}" for words, share in shares if share)
     return f"{parts}, {profiled(profile, timing.slowdown)}"
+
+
+def _placement(rows: Sequence[Row]) -> Chapter | None:
+    legend = [(row, placement.words(row)) for row in rows if placement.shares(row)]
+    lead = (
+        "What computed each row, as the runtime itself tells after running: the largest share in the row's colour. "
+        "Delegates count by their multiply-accumulates, execution providers by their nodes."
+    )
+    pictures = [("Share of each row's work", placement.picture(rows))]
+    return _chapter("placement", "Where did it run?", lead, pictures, legend)
 
 
 def _states(rows: Sequence[Row]) -> Chapter | None:
@@ -215,7 +234,14 @@ def _chapter(
     return Chapter(ident, title, lead, pictures, tuple(legend)) if pictures else None
 
 
-CHAPTERS: tuple[Callable[[Sequence[Row]], Chapter | None], ...] = (_drift, _latency, _profiles, _states, _tradeoff)
+CHAPTERS: tuple[Callable[[Sequence[Row]], Chapter | None], ...] = (
+    _drift,
+    _latency,
+    _placement,
+    _profiles,
+    _states,
+    _tradeoff,
+)
 
 
 def _passages(rows: Sequence[Row]) -> str:

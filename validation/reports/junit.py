@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from validation.outcome import Latency, Outcome, Parity, Results, TextReading
+from validation.reports.drift import remarks
 from validation.reports.rows import Part
 from validation.reports.words import fine, printable, sig, worst
 
@@ -70,6 +71,7 @@ def _numbers(row: Part) -> str:
             if reading:
                 error, divergence = sig(worst(reading.max_abs)), sig(worst(reading.kl))
                 lines.append(f"{kind}: max abs {error}, KL {divergence} nats, top-1 {reading.top1:.4f}")
+        lines += remarks(row)
     elif isinstance(row, Latency):
         for kind, samples in (("decode", row.decode), ("prefill", row.prefill)):
             if samples:

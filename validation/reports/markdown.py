@@ -6,7 +6,7 @@ import re
 
 from validation.lint.findings import Finding, Lint
 from validation.outcome import Hops, Quality, Results
-from validation.reports import hops
+from validation.reports import drift, hops
 from validation.reports.delegates import Taken, taken
 from validation.reports.rows import Row, join, said, verdict
 from validation.reports.words import NOTHING, fine, one_line, plural, share, sig, size, worst
@@ -67,7 +67,9 @@ def render(results: Results) -> str:
         lines += ["", *_table(DELEGATE_HEADER, [_delegate_cells(line) for line in found])]
     if linted := [line for lint in results.lint for line in _lint_lines(lint)]:
         lines += ["", *_table(LINT_HEADER, linted)]
+    remarks = [(row, text) for row in rows if row.parity for text in drift.remarks(row.parity)]
     lines += _items("Reasons", [(row, reason) for row in rows for reason in row.reasons])
+    lines += _items("Compared", remarks)
     lines += _items("Warnings", [(row, text) for row in rows if row.latency for text in row.latency.warnings])
     machine = results.machine
     facts = ", ".join(fact for fact in (machine.name, machine.cpu, machine.system, f"Python {machine.python}") if fact)

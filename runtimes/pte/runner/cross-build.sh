@@ -9,19 +9,9 @@
 set -eu
 
 HERE=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-PYTHON=${PYTHON:-python3}
+. "$HERE/../../agent/toolchain.sh"
 LIBRARIES="executorch executorch_threadpool executorch_backend_xnnpack"
 LIBRARIES="$LIBRARIES executorch_kernels_optimized executorch_kernels_quantized"
-
-refuse() {
-    echo "error: $2" >&2
-    exit "$1"
-}
-
-installed() { # the folder of the installed package
-    "$PYTHON" -c 'from importlib.util import find_spec; print(find_spec("executorch").submodule_search_locations[0])' \
-        2>/dev/null
-}
 
 wheel_version() {
     "$PYTHON" -c 'from importlib.metadata import version; print(version("executorch"))' 2>/dev/null ||
@@ -30,45 +20,17 @@ wheel_version() {
 
 downloaded() { # the folder of a wheel of that version, for the platform that pip's further arguments say
     version=${EXECUTORCH_VERSION:-$(wheel_version)}
-    kept=${XDG_CACHE_HOME:-$HOME/.cache}/rwkv-export/executorch-$version-$1
+    name=executorch-$version-$1
     shift
-    if [ ! -d "$kept/executorch" ]; then
-        part=$kept.$$.part
-        mkdir -p "$part"
-        "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --dest "$part" "$@" \
-            "executorch==$version" >&2 || refuse 3 "pip cannot download executorch $version"
-        "$PYTHON" -m zipfile -e "$part"/executorch-*.whl "$part"
-        rm -rf "$part"/executorch-*.whl "$kept"
-        mv "$part" "$kept"
-    fi
-    echo "$kept/executorch"
-}
-
-needed() { "$READELF" -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'; }
-
-close_over() { # copies what a file needs from the toolchain, and what that needs
-    for library in $(needed "$1"); do
-        [ -e "$OUT/$library" ] && continue
-        found=$("$CXX" -print-file-name="$library")
-        [ -e "$found" ] || refuse 3 "$CXX does not know $library, which $1 needs"
-        cp -L "$found" "$OUT/$library"
-        close_over "$OUT/$library"
-    done
+    unpacked "$name" "$@" "executorch==$version"
 }
 
 [ $# = 2 ] || refuse 2 "expected: cross-build.sh host|aarch64 FOLDER"
-case $1 in
-host) CXX=${CXX:-c++} READELF=readelf ;;
-aarch64) CXX=${CXX:-aarch64-linux-gnu-g++} READELF=aarch64-linux-gnu-readelf ;;
-*) refuse 2 "the platform is $1, expected host or aarch64" ;;
-esac
-for tool in "$CXX" "$READELF"; do
-    command -v "$tool" >/dev/null || refuse 3 "$tool is not installed"
-done
+toolchain_for "$1"
 if [ "$1" = aarch64 ]; then
-    WHEEL=$(downloaded aarch64 --platform manylinux_2_28_aarch64)
+    WHEEL=$(downloaded aarch64 --platform manylinux_2_28_aarch64)/executorch
 else
-    WHEEL=$(installed) || WHEEL=$(downloaded host)
+    WHEEL=$(installed executorch) || WHEEL=$(downloaded host)/executorch
 fi
 
 mkdir -p "$2"
@@ -83,6 +45,4 @@ done
 "$CXX" -std=c++17 -O2 -Wall -Wextra -Werror -s -DC10_USING_CUSTOM_GENERATED_MACROS \
     -isystem "$WHEEL/include" -isystem "$WHEEL/include/executorch/runtime/core/portable_type/c10" \
     "$HERE/main.cpp" -o "$OUT/rwkv-step" -L"$OUT" -Wl,-rpath,'$ORIGIN' -Wl,--no-as-needed $links
-if [ "$1" = aarch64 ]; then
-    for file in "$OUT/rwkv-step" "$OUT"/libexecutorch*.so; do close_over "$file"; done
-fi
+for file in "$OUT/rwkv-step" "$OUT"/libexecutorch*.so; do close_over "$file"; done

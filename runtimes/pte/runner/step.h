@@ -4,6 +4,8 @@
 // headers and libraries that the executorch wheel carries, and nothing else.
 #pragma once
 
+#include "../../agent/engine.h"
+
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor_ptr_maker.h>
 #include <executorch/runtime/backend/backend_options_map.h>
@@ -18,7 +20,6 @@
 #include <fstream>
 #include <map>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -38,12 +39,6 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
-
-// What was asked for cannot be had. code: 2 where the call or the program is wrong, 3 where this runner lacks a part.
-struct Refused : std::runtime_error {
-  Refused(int code, const std::string& message) : std::runtime_error(message), code(code) {}
-  int code;
-};
 
 // Keeps the runtime's last complaint instead of printing it.
 class Complaints {

@@ -1,17 +1,17 @@
 // What calls gave, as one line of JSON and as NumPy files; it runs nothing.
 #pragma once
 
-#include "step.h"
+#include "engine.h"
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <set>
 #include <sstream>
 
 namespace rwkv {
-
-using Bytes = std::vector<char>;
 
 #if defined(__aarch64__)
 constexpr const char* MACHINE = "aarch64";
@@ -28,6 +28,7 @@ struct Record {
   std::vector<int64_t> fed, greedy;  // ids given; the likeliest id after each call
   std::vector<double> decode, prefill;
   double load = 0, first = 0;
+  size_t threads = 0;
   bool emulated = false;
 };
 
@@ -124,7 +125,7 @@ inline std::string json(const Record& record) {
   for (const auto& name : record.delegates) delegates.push_back(quoted(name));
   std::ostringstream out;
   out << "{\"model\": " << quoted(record.model) << ", \"machine\": " << quoted(MACHINE)
-      << ", \"delegates\": " << listed(delegates) << ", \"threads\": " << Stepper::threads()
+      << ", \"delegates\": " << listed(delegates) << ", \"threads\": " << record.threads
       << ", \"emulated\": " << (record.emulated ? "true" : "false") << ", \"calls\": " << listed(record.calls)
       << ", \"fed\": " << listed(record.fed) << ", \"greedy\": " << listed(record.greedy)
       << ", \"digest\": " << quoted(digest(record.logits)) << (record.emulated ? "" : timed(record)) << "}";

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from runtimes import registry
 from runtimes.agent import bundle
 from runtimes.agent.session import MODULE, AgentSession
 from runtimes.contract import Artifact, Session
 from runtimes.errors import Missing, WrongCall
-from runtimes.manifest import FILE_NAME, File, sha256
+from runtimes.manifest import File, sha256
 from runtimes.remote import receive
 from runtimes.remote.conditions import COMMAND, Conditions, parse
+from runtimes.remote.transports import Files, last_line, listed, program, send
 
 PROGRAM, PYTHON = "RWKV_EXPORT_SSH", "RWKV_EXPORT_SSH_PYTHON"
 """Variables: the program and its options, "ssh -i key"; the Python there, "python3" unless told otherwise."""
@@ -38,20 +40,14 @@ class Ssh:
     def command(self, words: Sequence[str]) -> list[str]:
         """What runs `words` there."""
         port = ["-p", str(self.port)] if self.port else []
-        program = shlex.split(os.environ.get(PROGRAM, "ssh"))
-        return [*program, *OPTIONS, *port, "--", self.address, shlex.join(words)]
+        start = [*program(PROGRAM, "ssh", package="openssh-client"), *OPTIONS, *port]
+        return [*start, "--", self.address, shlex.join(words)]
 
     def open_session(self, artifact: Artifact, place: str, where: str) -> Session:
-        """Copy the agent and the artifact there, as far as they are not, and open it on `place`.
-
-        Raises Missing where the machine is not reached, or lacks Python, NumPy or the runtime; AgentDied.
-        """
+        """As Machine; an agent goes there too. The machine may lack Python, NumPy or the runtime."""
         library = bundle.archive()
         agent = self.push("agent", [(library, File(library.name, library.stat().st_size, sha256(library)))])
-        listing = artifact.folder / FILE_NAME
-        own = File(FILE_NAME, listing.stat().st_size, sha256(listing))
-        files = [(artifact.folder / file.path, file) for file in (*artifact.manifest.files, own)]
-        folder = self.push(own.sha256, files)
+        folder = self.push(*listed(artifact))
         variables = [f"PYTHONPATH={agent}/{library.name}", f"RWKV_EXPORT_THREADS={_threads()}"]
         words = ["env", *variables, _python(), "-P", "-m", MODULE]
         try:
@@ -62,7 +58,7 @@ class Ssh:
             hint = f"on {self.address}: {_python()} -m pip install {wanted}"
             raise Missing(f"{self.address}: {error.message}", hint=hint) from error
 
-    def push(self, name: str, files: Sequence[tuple[Path, File]]) -> str:
+    def push(self, name: str, files: Files) -> str:
         """Copy what is not there by its hash, and go on where a copy broke off; returns the folder there."""
         words = [_python(), "-c", Path(receive.__file__).read_text(encoding="utf-8")]
         told = {"folder": name, "files": [[file.path, file.bytes, file.sha256] for _, file in files]}
@@ -76,21 +72,21 @@ class Ssh:
                 reply = json.loads(out.readline())
                 self._require_new(reply["python"])
                 for path, file in files:
-                    _send(path, into, reply["have"][file.path])
+                    send(path, into, reply["have"][file.path])
                 into.flush()
                 return str(json.loads(out.readline())["folder"])
             except (OSError, ValueError) as error:
                 with contextlib.suppress(OSError):
                     into.close()
-                said = cast(BinaryIO, process.stderr).read().decode(errors="replace").strip()
-                raise self._unreached(process.wait(), said.rpartition("\n")[2]) from error
+                said = last_line(cast(BinaryIO, process.stderr).read())
+                raise self._unreached(process.wait(), said) from error
 
     def conditions(self) -> Conditions:
-        """Temperatures, governors and frequencies as they are now, as far as the machine tells."""
-        done = subprocess.run(self.command(["sh", "-c", COMMAND]), capture_output=True, text=True, check=False)
+        """As Machine."""
+        done = subprocess.run(self.command(["sh", "-c", COMMAND]), capture_output=True, check=False)
         if done.returncode == NOT_REACHED:
-            raise self._unreached(done.returncode, done.stderr.strip().rpartition("\n")[2])
-        return parse(done.stdout)
+            raise self._unreached(done.returncode, last_line(done.stderr))
+        return parse(done.stdout.decode(errors="replace"))
 
     def _require_new(self, version: str) -> None:
         if tuple(map(int, version.split(".")[:2])) < OLDEST:
@@ -104,19 +100,17 @@ class Ssh:
         return Missing(f"{self.address} is not reached by ssh: {said or f'status {status}'}", hint=hint)
 
 
+def devices(runtime: str) -> tuple[str, ...]:
+    """Whatever the runtime has: the package there is the same as here."""
+    return registry.load(runtime).DEVICES
+
+
 def at(address: str) -> Ssh:
     """The machine of "[user@]host[:port]"; raises WrongCall."""
     host, colon, port = address.rpartition(":") if ":" in address.rpartition("]")[2] else (address, "", "")
     if not host.strip("[]") or host.startswith("-") or (colon and not port.isdecimal()):
         raise WrongCall(f"{address!r} is no machine", hint="for example ssh://user@host:22/ort:cpu")
     return Ssh(host.strip("[]"), int(port) if port else None)
-
-
-def _send(path: Path, stream: BinaryIO, start: int) -> None:
-    with path.open("rb") as file:
-        file.seek(start)
-        while content := file.read(1 << 20):
-            stream.write(content)
 
 
 def _python() -> str:

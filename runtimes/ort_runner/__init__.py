@@ -1,0 +1,1 @@
+"""A C++ program that steps ONNX artifacts through libonnxruntime alone; nothing of it is Python."""

@@ -65,7 +65,7 @@ class Library:
     def _digest(self, compiler: Sequence[str]) -> str:
         """Of all that decides what the library is: sources, compiler, flags, and the processor it is tuned to."""
         digest = hashlib.sha256()
-        for file in _with_headers(self.source):
+        for file in with_headers(self.source):
             digest.update(file.read_bytes())
         words = (*compiler, *self.flags, *self.links)
         for text in (*words, self._run([compiler[0], "--version"]), _processor()):
@@ -97,7 +97,7 @@ class Library:
         return done.stdout
 
 
-def _with_headers(source: Path) -> list[Path]:
+def with_headers(source: Path) -> list[Path]:
     """The file, and all that it and its headers include in quotes."""
     files = [source.resolve()]
     for file in files:

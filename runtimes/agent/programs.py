@@ -17,13 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from runtimes import registry
+from runtimes.compiling import with_headers
 from runtimes.environments import cache_folder
 from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
 
 MACHINES = ("aarch64", "x86_64")
 """As `uname -m` calls those that such programs are for."""
 SHARED = Path(__file__).parent
-SOURCES = ("*.h", "*.cpp", "*.sh", "*.txt")
+SCRIPTS = ("*.sh", "*.txt")
 LACKING = 3  # exit status of a script where something is not installed
 SECONDS = 900  # after which a download or a compiler is taken to hang
 
@@ -34,7 +35,7 @@ class Program:
 
     name:    as it is called in its folder, beside its loader and its libraries
     script:  `script host|aarch64 FOLDER` makes the folder, with all that it needs of the system; exit status 3 where
-             something is not installed. What lies beside it are its sources
+             something is not installed. The .cpp files beside it are its sources
     devices: what may follow the runtime's name, the default first
     package: the Python package whose release decides which libraries it is linked to
     """
@@ -53,10 +54,11 @@ class Program:
 
     def _digest(self) -> str:
         """Of all that decides what the program is."""
-        digest = hashlib.sha256()
-        for folder in (self.script.parent, SHARED):
-            for file in sorted(path for ending in SOURCES for path in folder.glob(ending)):
-                digest.update(file.read_bytes())
+        own, digest = self.script.parent, hashlib.sha256()
+        sources = [file for source in sorted(own.glob("*.cpp")) for file in with_headers(source)]
+        scripts = sorted(file for folder in (own, SHARED) for ending in SCRIPTS for file in folder.glob(ending))
+        for file in (*dict.fromkeys(sources), *scripts):
+            digest.update(file.read_bytes())
         try:
             digest.update(version(self.package).encode())
         except PackageNotFoundError as error:

@@ -11,7 +11,7 @@ LOCK := $(BIN)/python -m pip install --require-hashes -r requirements/demo.lock 
 PACKAGES := exporter runtimes validation rwkv_export
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## export, validate and measure the bundled model; writes out/demo/report.html
 	$(BIN)/rwkv-export demo
@@ -21,6 +21,10 @@ test: $(INSTALLED)  ## style, types and all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+test-fast: $(INSTALLED)  ## style and the tests that take no toolchain, in a minute or so
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not slow"
 
 coverage: $(INSTALLED)  ## all tests, and which lines they ran; a quarter slower
 	$(PYTEST) $(PACKAGES:%=--cov=%)
@@ -46,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(if $(LOCKED),$(LOCK),$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]")
 	@touch $@
 
-.PHONY: help demo test coverage install sbom clean
+.PHONY: help demo test test-fast coverage install sbom clean

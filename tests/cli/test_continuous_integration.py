@@ -24,6 +24,8 @@ from runtimes import manifest
 from validation import outcome
 from validation.runner import measure
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = "pytester"
 
 ROOT = Path(__file__).parents[2]

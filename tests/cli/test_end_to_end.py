@@ -16,6 +16,8 @@ from validation.outcome import Outcome
 
 from .conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:

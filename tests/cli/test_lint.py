@@ -19,6 +19,8 @@ from validation.reports import html, markdown
 
 from .conftest import Cli, parity, results
 
+pytestmark = pytest.mark.slow
+
 FOUND = Finding("tile", "warning", 7, ("tile a_<b>",), "tile & more", "broadcast")
 WRONG = Finding("rank-limit", "error", 1, ("relu c",), "tensors of rank six", "reshape")
 

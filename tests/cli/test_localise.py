@@ -11,6 +11,8 @@ from rwkv_export.main import run
 
 from .conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from tests.oracle import Oracle, errors, trace_of
 from validation import validate
 from validation.outcome import Outcome, Parity
 
+pytestmark = pytest.mark.slow
+
 BOUND = 5e-5  # of a logit, fp32 against fp32
 PACKAGE_BOUND = 1e-5  # of a tensor's largest value, against the `rwkv` package; test_step_modules.py keeps the same
 TARGETS = ("onnx-cpu", "coreml", "executorch-xnnpack")

@@ -20,6 +20,8 @@ from tests.oracle import Trace, errors, trace_of
 from tests.parity.stepping import StepModule, rows
 from validation.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (2, 3, 7, 16, 31, 32, 33, 64, 65, 100)
 FEW = 3  # times the error that float32 steps have themselves
 EPS = float(torch.finfo(torch.float32).eps)

@@ -19,6 +19,8 @@ from tests.models import random_checkpoint
 from validation import validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"layers": 1, "width": 64, "head_size": 32, "vocab": 101, "ffn": 160}
 MODEL = bundled.SIBLINGS["4"]
 LOOKUPS = {"aten.embedding", "dim_order_ops._to_dim_order_copy"}

@@ -16,6 +16,8 @@ from tests.models import DEEP, VERSIONS, case
 from tests.oracle import errors, package_trace
 from tests.parity.stepping import StepModule, rows
 
+pytestmark = pytest.mark.slow
+
 BOUND = 1e-5  # what the modules keep without a fault, see test_step_modules.py
 FAR = 1e-3  # what every fault must exceed
 FILES = (blocks, layers, v4, v5, v6, v7, v7a)

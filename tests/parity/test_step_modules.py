@@ -16,6 +16,8 @@ from tests.oracle import errors, package_trace, trace_of
 from tests.parity.stepping import StepModule, rows
 from validation.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 BOUND = 1e-5  # of a tensor's largest value; both sides compute in fp32
 CHUNKS = [1, 2, 16, 5, 1, 7, 32]  # 64 tokens in calls of these lengths
 

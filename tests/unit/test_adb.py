@@ -29,6 +29,8 @@ from tests.unit.fake_adbd import Device
 from validation import measure, validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 XNNPACK = "executorch-xnnpack"
 QEMU = "qemu-aarch64-static"
 TOKENS = [3, 31, 0, 7, 100, 19]

@@ -19,6 +19,8 @@ from runtimes.agent.session import MODULE, AgentDied, AgentSession
 from runtimes.errors import BadArtifact, Missing, WrongCall
 from tests.unit.small_exports import TOKENS, exported
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (sys.executable, "-m", MODULE)
 TALKS = """
 import os

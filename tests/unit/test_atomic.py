@@ -22,6 +22,8 @@ from runtimes.errors import Missing, WrongCall
 from rwkv_export.main import run
 from tests.conftest import Exports
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAME = "random-4.torch.fp32"
 

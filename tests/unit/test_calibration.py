@@ -26,6 +26,8 @@ from tests.conftest import untraced
 from tests.models import VERSIONS, random_checkpoint
 from tests.unit.test_onnx_quantise import Array, gaussian, logits, mean_kl, opened, readable, save
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"layers": 2, "width": 64, "head_size": 32, "vocab": 257, "ffn": 96}
 
 

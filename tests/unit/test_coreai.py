@@ -32,6 +32,8 @@ from runtimes.errors import BadArtifact, Missing
 from tests.models import random_checkpoint
 from tests.requirements import require
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("4", "5.2", "6", "7", "7a")  # 5.0 and 5.1 are 5.2 with less
 CHUNKS = (4, 1, 4, 1)

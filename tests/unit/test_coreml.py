@@ -28,6 +28,8 @@ from runtimes import manifest
 from runtimes.errors import BadArtifact, WrongCall
 from tests.oracle import trace_of
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 HALF = 5e-2
 WEIGHTS = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"

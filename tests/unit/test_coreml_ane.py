@@ -29,6 +29,8 @@ from runtimes.mil.package import Package
 from tests.models import VERSIONS, random_checkpoint
 from tests.unit.small_exports import TOKENS, exported, in_chunks, in_torch, stepping
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 BOUND = 2e-5  # float32 against float32, in another order of summation
 SIZES: dict[str, Any] = {"layers": 2, "width": 64, "head_size": 16, "vocab": 33, "ffn": 96}

@@ -25,6 +25,8 @@ from runtimes.stacking import apart, parts, together
 from rwkv_export.main import run
 from tests.oracle import trace_of
 
+pytestmark = pytest.mark.slow
+
 CHUNK, LAYERS = 2, 2
 HALF = 5e-2
 HEADS = SIZES["width"] // SIZES["head_size"]

@@ -20,6 +20,8 @@ from runtimes import manifest
 from runtimes.errors import WrongCall
 from runtimes.registry import parse
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

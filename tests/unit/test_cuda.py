@@ -16,6 +16,8 @@ from runtimes.contract import Session
 from runtimes.session import explicit_session
 from tests.requirements import require
 
+pytestmark = pytest.mark.slow
+
 BOUNDS = {"fp32": 5e-6, "fp16": 5e-3, "bf16": 5e-2}  # of a logit or a state, of a model so small
 
 

@@ -14,6 +14,8 @@ from runtimes.environments import MARK, Environment
 from runtimes.errors import Missing, WrongCall
 from rwkv_export.main import run
 
+pytestmark = pytest.mark.slow
+
 EMPTY = Environment(
     name="empty",
     summary="nothing at all",

@@ -30,6 +30,8 @@ from tests.oracle import trace_of
 from tests.unit.small_exports import TOKENS, assert_whole, exported, in_chunks, in_torch, stepping
 from validation.lint import linter
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 
 

@@ -19,6 +19,8 @@ from tests.requirements import VARIABLE, require
 from validation import exit_code, validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoint(version: str, folder: Path) -> Path:
     path = folder / f"{version}.pth"

@@ -23,6 +23,8 @@ from tests.parity.stepping import StepModule
 from tests.requirements import require
 from tests.unit.small_exports import assert_whole, checkpoint, exported
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 5
 
 

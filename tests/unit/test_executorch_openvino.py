@@ -29,6 +29,8 @@ from tests.unit.small_exports import (
     with_shifts_swapped,
 )
 
+pytestmark = pytest.mark.slow
+
 TARGET = "executorch-openvino"
 CHUNK = 4
 BOUND = 2e-5

@@ -32,6 +32,8 @@ from tests.requirements import require
 from validation.outcome import Outcome, Parity
 from validation.runner import validate
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 
 

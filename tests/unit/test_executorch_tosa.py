@@ -19,6 +19,8 @@ from tests.requirements import require
 from tests.unit import small_pte
 from tests.unit.small_exports import TOKENS, assert_whole, exported, in_chunks, in_torch, stepping, with_shifts_swapped
 
+pytestmark = pytest.mark.slow
+
 TARGET = "executorch-tosa"
 CHUNK = 3
 BOUND = 2e-5

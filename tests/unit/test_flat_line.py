@@ -17,6 +17,8 @@ import torch
 
 from runtimes.errors import CheckFailed, WrongCall
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 POSITIONS = [0, 40, 80, 120]
 LAYERS, WIDTH, KV_HEADS, FLOAT = 2, 128, 1, 4

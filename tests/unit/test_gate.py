@@ -19,6 +19,8 @@ from validation.gate import Limits, gate, parse
 from validation.latency import summarise
 from validation.outcome import Identity, Latency, Machine, Outcome, Results
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine("Linux 6.8", "Test CPU 9000", 8, 16_000_000_000, "performance", "3.11.9", {})
 WHO = Identity("art.onnx-cpu.fp32", "tiny", "7", "onnx-cpu", "fp32", "ort:cpu", "ort:cpu", evidence="run")
 Gate = Callable[..., Latency]

@@ -21,6 +21,8 @@ from tests.fuzz import oracle
 from tests.fuzz.readers import manifest as manifests
 from tests.fuzz.readers import matrix_plan, results
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[Any], object]
 
 

@@ -19,6 +19,8 @@ from runtimes.mil import protobuf
 from tests.fuzz import oracle
 from tests.fuzz.oracle import Reader
 
+pytestmark = pytest.mark.slow
+
 NEEDS_COREML = ("lint_program", "mil_package", "mil_program", "mil_weights")
 TEXTS = ("", "../x", "/x", "C:\\x", "a\0b", "\x1b[2J", "\ud800")
 ODD = (None, True, -1, 0, 2**62, 10**400, 1.5, float("nan"), float("inf"), [], {}, [[]], {"": None}, *TEXTS)

@@ -19,6 +19,8 @@ from validation import outcome
 from validation.outcome import Parity
 from validation.rows import Journal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ROWS = [parity("a"), latency("b", 1.0), parity("c")]
 

@@ -21,6 +21,8 @@ from rwkv_export.main import run
 from tests.conftest import Exports
 from tests.fuzz.readers import pt2_archive, pth
 
+pytestmark = pytest.mark.slow
+
 LEAVING = ["../x", "a/../../x", "/etc/passwd", "C:\\x", "c:x", "a\\..\\x", "\\\\host\\share\\x"]
 
 

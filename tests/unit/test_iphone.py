@@ -21,6 +21,8 @@ from runtimes.errors import BadArtifact, Missing, WrongCall
 from runtimes.mil.evaluate import Evaluator
 from runtimes.mil.package import Package
 
+pytestmark = pytest.mark.slow
+
 NANOSECONDS = 2_000_000
 
 

@@ -27,6 +27,8 @@ from tests.unit.small_exports import exported, in_chunks, in_torch, stepping
 from validation import validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ENVIRONMENT.folder  # before the cache becomes that of the test run
 MISSING = litert.missing(litert.CONVERTER) or litert.missing(litert.INTERPRETER)
 OPERATORS = (

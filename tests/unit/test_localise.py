@@ -22,6 +22,8 @@ from validation.localise import levels, localise, search
 from validation.localise.catalogue import causes
 from validation.localise.explain import LOOKS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def traced() -> Iterator[None]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from localise_cases import MilProgram
 
+pytestmark = pytest.mark.slow
+
 PLACE = "mil:cpu"
 
 

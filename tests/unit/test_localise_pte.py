@@ -10,6 +10,8 @@ import pytest
 
 from exporter.models import v7
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_activation_left_out_within_a_delegate_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = v7.TimeMix.__init__

@@ -24,6 +24,8 @@ from validation.matrix.cluster import run_on_cluster
 from validation.matrix.local import run_here
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 PLAN = """
 artifacts = ["out/*"]
 [[device]]

@@ -22,6 +22,8 @@ from runtimes.mil.program import Inline, Operation, Ref
 from validation import validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 PROJECTIONS = {"att_receptance", "att_key", "att_value", "att_output", "ffn_key", "ffn_value"}
 TOKENS = 128
 

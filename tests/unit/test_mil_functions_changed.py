@@ -18,6 +18,8 @@ from tests.unit.small_exports import checkpoint, exported
 from validation import validate
 from validation.outcome import Outcome, Parity
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 PREFILL = f"prefill{CHUNK}"
 PACKAGE = Path("model.mlpackage")

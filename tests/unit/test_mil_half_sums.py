@@ -19,6 +19,8 @@ from runtimes.mil.package import Package
 from validation import validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 
 def halves(*shape: int) -> np.ndarray:
     """Float16 values as float32."""

@@ -18,6 +18,8 @@ from runtimes.mil.program import Function, Operation, Ref
 from runtimes.mil.types import TensorType
 from runtimes.mil.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ from runtimes.native import build
 from runtimes.native.rewrite import DOMAIN, rewrite
 from tests.conftest import Exports
 
+pytestmark = pytest.mark.slow
+
 compiled = pytest.mark.skipif(build.missing() is not None, reason="no C++ compiler")
 
 Array = npt.NDArray[Any]

@@ -28,6 +28,8 @@ from runtimes.errors import BadArtifact, CheckFailed, Missing, WrongCall
 from tests.requirements import require
 from tests.unit.small_exports import SIZES, TOKENS, checkpoint
 
+pytestmark = pytest.mark.slow
+
 PLACE = "pte:cpu-direct"
 
 

@@ -18,6 +18,8 @@ from runtimes import manifest
 from runtimes.backends import ort
 from tests.conftest import Exports
 
+pytestmark = pytest.mark.slow
+
 SIZES = (3, 8)
 LENGTHS = (1, 2, 3, 5, 8, 9, 19)
 

@@ -21,6 +21,8 @@ from runtimes.manifest import open_artifact
 from tests.requirements import require
 from tests.unit.small_exports import exported, in_chunks, in_torch, stepping, with_shifts_swapped
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 BOUND = 2e-5
 

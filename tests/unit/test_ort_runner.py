@@ -20,6 +20,8 @@ from tests.conftest import Exports
 from tests.unit.step_programs import CPUS, TOKENS, Runner, compared, emulated, here, kernels
 from validation.tolerances import bound
 
+pytestmark = pytest.mark.slow
+
 RAN = {"NEON": set(), "dot": {"dot"}, "i8mm": {"dot", "i8mm"}}
 BOUNDS = {"fp32": "fp32", "int8": "codes", "int4": "codes"}
 KINDS: dict[str, Callable[[Exports], Path]] = {

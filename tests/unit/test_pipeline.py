@@ -23,6 +23,8 @@ from runtimes.tokenizer import PILE_FILE, open_tokenizer
 from tests.conftest import AWKWARD, Exports
 from tests.models import Tensors, random_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TARGETS = ("torch", "onnx-cpu", "coreml", "executorch-xnnpack", "executorch-portable")
 

@@ -28,6 +28,8 @@ from validation import measure, outcome
 from validation.outcome import Identity, Latency, Machine, Outcome, Results, Samples
 from validation.profile import profiled
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine("Linux", "Test CPU", 1, 0, "", "3.11", {})
 AROUND = "inputs and outputs"
 

@@ -25,6 +25,8 @@ from tests.requirements import require
 from tests.unit.step_programs import CPUS, TOKENS, Runner, compared, emulated, here, kernels
 from validation.tolerances import bound
 
+pytestmark = pytest.mark.slow
+
 XNNPACK = "executorch-xnnpack"
 RAN = {"NEON": set(), "dot": {"dot"}, "i8mm": {"dot"}}  # XNNPACK has no use for i8mm where there is one token
 BOUNDS = {"fp32": "fp32", "8da8w": "codes", "8da4w": "codes"}

@@ -21,6 +21,8 @@ from runtimes.pte.runner import build
 from runtimes.pte.wheel import bindings
 from tests.unit import small_pte
 
+pytestmark = pytest.mark.slow
+
 DIRECT = pytest.param("cpu-direct", marks=pytest.mark.skipif(build.missing() is not None, reason=str(build.missing())))
 roads = pytest.mark.parametrize("device", ["cpu", DIRECT])
 TOKENS = [3, 1, 4, 1, 5, 2, 6]

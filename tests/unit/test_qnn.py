@@ -34,6 +34,8 @@ from tests.requirements import require
 from validation.outcome import Outcome, Parity
 from validation.runner import exit_code, validate
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

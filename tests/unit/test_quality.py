@@ -35,6 +35,8 @@ from validation.runner import exit_code
 from validation.tolerances import TABLE, bound, load
 from validation.trace import choose_tokens, record
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = Identity("folder", "small", "4", "fake", "fp32", PLACE, "")
 TOKENS = choose_tokens(41, vocab=VOCAB, seed=0)
 PASSAGE = Passage("novel.txt", TOKENS, 160)

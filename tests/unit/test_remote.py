@@ -28,6 +28,8 @@ from tests.unit.small_exports import TOKENS, exported
 from validation import measure, validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 CONFIG = """
 Port {port}

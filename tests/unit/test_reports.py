@@ -26,6 +26,8 @@ from validation.reports.delegates import taken
 from validation.reports.rows import join, verdict
 from validation.reports.words import share, sig, size
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine("Linux 6.8", "Test CPU 9000", 8, 16_000_000_000, "performance", "3.11.9", {"torch": "2.13.0"})
 BOUND = Bound("cpu-fp32", 1e-3, 1e-6, 1.0, 1e-4, "Float32 sums in another order.")
 TIMES = "\u00d7"

@@ -19,6 +19,8 @@ from exporter.passes import mil_pieces
 from exporter.progress import silent
 from tests.unit.test_atomic import bytes_of
 
+pytestmark = pytest.mark.slow
+
 JOB = {"checkpoint": "0f3a", "precision": "fp16"}
 
 

@@ -28,6 +28,8 @@ from tests.unit.small_exports import SIZES, checkpoint, exported
 from validation import validate
 from validation.outcome import Outcome, Parity
 
+pytestmark = pytest.mark.slow
+
 FOLDER, MISSING = ENVIRONMENT.folder, rknn.missing()  # before the cache becomes that of the test run
 HEADS, SIZE = 2, 64
 LOG = """

@@ -31,6 +31,8 @@ from validation.reports import sensitivity as page
 from validation.sensitivity_reader import Reader
 from validation.sensitivity_results import ALL, KEPT, Effect, Sensitivity, Subject, read, recommended, write
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 48
 LAYERS = 2
 

@@ -15,6 +15,8 @@ from runtimes.contract import Array, Session, State
 from runtimes.errors import WrongCall
 from tests.conftest import AWKWARD, Exports
 
+pytestmark = pytest.mark.slow
+
 VOCAB = AWKWARD["vocab"]
 CLOSE = {"rtol": 0, "atol": 2e-5}  # a graph of several tokens sums in another order; logits are of order one
 

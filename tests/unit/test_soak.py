@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import Exports
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STEPS, SECONDS, WINDOWS = 240, 4.0, 8
 

@@ -36,6 +36,8 @@ from tests.unit.small_exports import SIZES
 from validation.lint import linter
 from validation.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 MATRICES = [version for version in VERSIONS if version != "4"]
 TOKENS = [3, 31, 0, 7, 7, 19, 32, 1, 5, 12]
 AGAIN = [7] * 160  # one token adds the same each time, until float16 has no room for it

@@ -31,6 +31,8 @@ from tests.conftest import Exports
 from tests.memory import forget_peak, peak
 from tests.unit.test_atomic import bytes_of, crashes
 
+pytestmark = pytest.mark.slow
+
 JOB = {"checkpoint": "0f3a", "precision": "fp16"}
 SIZES = (3000, 1, 70_000, 64, 9_999, 128)
 

@@ -35,6 +35,8 @@ from validation.tasks import (
     read_mmlu,
 )
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("She was not at all ready", "He said no", "It is a truth")
 QUESTIONS = (
     {"question": " Who? ", "choices": ["Austen", "Byron", "Scott", "Burns"], "answer": 0, "subject": "the_novel"},

@@ -26,6 +26,8 @@ from tests.conftest import untraced
 from tests.models import VERSIONS, loud, random_checkpoint
 from validation.metrics import compare_step
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 
 SMALL = {"layers": 1, "width": 64, "head_size": 32, "vocab": 101, "ffn": 160}

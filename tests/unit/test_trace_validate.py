@@ -28,6 +28,8 @@ from validation.outcome import Outcome
 from validation.recording import record_trace
 from validation.runner import exit_code
 
+pytestmark = pytest.mark.slow
+
 STEPS = 32
 
 

@@ -22,6 +22,8 @@ from validation import validate
 from validation.outcome import Outcome
 from validation.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 LAYERS, HEADS, SIZE = AWKWARD["layers"], AWKWARD["width"] // AWKWARD["head_size"], AWKWARD["head_size"]
 TOKENS = np.random.default_rng(8).integers(0, AWKWARD["vocab"], 16).tolist()
 BOUND = 1e-5  # of a tensor's largest value, fp32 against fp32

@@ -19,6 +19,8 @@ from tests.requirements import require
 from validation import validate
 from validation.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 EXACT, HALF = 5e-6, 5e-3  # of a logit or a state, of a model so small
 ON_CPU = {
     "If",

@@ -21,6 +21,8 @@ from validation import latency, outcome, parity
 from validation.outcome import Outcome, Results
 from validation.serve import ort_web
 
+pytestmark = pytest.mark.slow
+
 ORT_WEB = ort_web.cache()  # the user's, looked up before the tests get a cache of their own
 FIND = ort_web.find
 WEBNN = os.environ.get("RWKV_EXPORT_WEBNN_BROWSER", "")

@@ -25,6 +25,8 @@ from validation.reports import html
 from validation.serve import events, line, visit
 from validation.serve.device import GIB
 
+pytestmark = pytest.mark.slow
+
 
 def written(folder: Path) -> Results:
     (path,) = folder.glob("*.json")

@@ -1,6 +1,8 @@
 """Prints the README's table of targets from a results file; measures nothing.
 
 rwkv-export demo && python benchmarks/matrix.py out/demo/results.json
+
+The README's comes of `validate` over one artifact a row, and `bench` over those that a processor runs, alone on the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def table(results: Results) -> str:
 def _row(row: Parity, results: Results) -> str:
     identity, free = row.identity, row.free
     if free is None:
-        return f"| `{identity.target}` | {identity.precision} | | {row.outcome} | | | | |"
+        place = "compiled only" if row.outcome == "compiled" else ""
+        return f"| `{identity.target}` | {identity.precision} | {place} | {row.outcome} | | | | |"
     timed = [latency.decode for latency in results.latency if latency.identity == identity and latency.decode]
     aside = "" if identity.evidence == "run" else f", {identity.evidence}"
     texts = [text.reading.kl_mean for text in results.quality if text.identity == identity and text.reading]

@@ -2,7 +2,7 @@
 
 rwkv-export demo && python benchmarks/matrix.py out/demo/results.json
 
-The README's comes of `validate` over one artifact a row, and `bench` over those that a processor runs, alone on the machine.
+The README's comes of `validate` over one artifact a row, and of `bench` over those that a processor runs.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ def _check_zip(path: Path) -> None:
             )
         with zipfile.ZipFile(path) as archive:
             _check_archive(path, archive)
+    # zipfile raises NotImplementedError for a compression that it lacks, RuntimeError for encryption
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError) as error:
         raise BadCheckpoint(f"{path} is damaged: {error}", hint=DOWNLOAD_AGAIN) from error
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from runtimes.mil import protobuf
 from tests.fuzz import oracle
 from tests.fuzz.oracle import Reader
+from tests.requirements import require
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +36,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
     @cache
     def once(name: str) -> tuple[Reader, Path, list[bytes]]:
-        if name in NEEDS_COREML and protobuf.generated_files() is None:
-            pytest.skip("coremltools is not installed")
+        if name in NEEDS_COREML:
+            require("coreml", None if protobuf.generated_files() else "coremltools is not installed")
         reader, folder = oracle.load(name), tmp_path_factory.mktemp(name)
         return reader, folder, list(reader.seeds(folder))
 

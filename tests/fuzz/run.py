@@ -1,7 +1,7 @@
-"""Fuzzes all readers one after another, or one of them, and writes what that was as JSON; exit code 1: one broke.
+"""Fuzzes all readers, or those named, and writes what that was as JSON; exit code 1: one broke.
 
 python -m tests.fuzz.run --minutes 1
-python -m tests.fuzz.run --minutes 30 --target safetensors --json fuzz.json
+python -m tests.fuzz.run --minutes 30 --jobs 2 --target safetensors --json fuzz.json
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.fuzz import oracle
@@ -36,7 +37,9 @@ def fuzz(name: str, minutes: float, work: Path) -> dict[str, object]:
         command = [sys.executable, "-m", "tests.fuzz.one", name, *places, *flags]
         before = time.monotonic()
         with (work / name / "log").open("w+", errors="replace") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, cwd=oracle.ROOT, check=False).returncode
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=oracle.ROOT)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = code = os.waitstatus_to_exitcode(status)
             log.seek(0)
             lines = log.read().splitlines()
     states = [found for line in lines if (found := STATUS.match(line))]
@@ -44,6 +47,7 @@ def fuzz(name: str, minutes: float, work: Path) -> dict[str, object]:
     return {
         "target": name,
         "seconds": round(time.monotonic() - before),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime),
         **dict(zip(("executions", "edges", "features", "corpus"), map(int, last), strict=True)),
         "broken": {found[1]: found[2] for line in lines if (found := BROKEN.match(line))},
         "died": "" if code == 0 else f"exit status {code}: {' | '.join(lines[-3:])}",
@@ -53,16 +57,21 @@ def fuzz(name: str, minutes: float, work: Path) -> dict[str, object]:
 def main() -> int:
     """Prints a line a reader."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1, help="for each reader")
+    parser.add_argument("--minutes", type=float, default=1, help="for each reader, by the clock")
+    parser.add_argument("--jobs", type=int, default=1, help="readers at a time")
     parser.add_argument("--target", action="append", choices=oracle.names(), help="repeatable; all where left out")
     parser.add_argument("--work", type=Path, default=WORK, help="where corpora and findings are kept")
     parser.add_argument("--json", type=Path, default=Path("fuzz.json"))
     asked = parser.parse_args()
-    done = []
-    for name in asked.target or oracle.names():
-        done.append(fuzz(name, asked.minutes, asked.work))
-        print(" ".join(f"{key}={value}" for key, value in done[-1].items()), flush=True)
-        asked.json.write_text(json.dumps({"minutes": asked.minutes, "targets": done}, indent=1) + "\n")
+    done: list[dict[str, object]] = []
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for turn in as_completed(
+            pool.submit(fuzz, name, asked.minutes, asked.work) for name in asked.target or oracle.names()
+        ):
+            done.append(turn.result())
+            print(" ".join(f"{key}={value}" for key, value in done[-1].items()), flush=True)
+            told = {"minutes": asked.minutes, "jobs": asked.jobs, "targets": done}
+            asked.json.write_text(json.dumps(told, indent=1) + "\n")
     return int(any(result["broken"] or result["died"] for result in done))
 
 

@@ -26,8 +26,8 @@ test-fast: $(INSTALLED)  ## style and the tests that take no toolchain, in a min
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not slow"
 
-coverage: $(INSTALLED)  ## all tests, and which lines they ran; a quarter slower
-	$(PYTEST) $(PACKAGES:%=--cov=%)
+coverage: $(INSTALLED)  ## all tests, and which lines and branches they ran; a quarter slower
+	$(PYTEST) $(PACKAGES:%=--cov=%) --cov-branch --cov-report=term-missing:skip-covered
 
 install: $(INSTALLED)  ## install into .venv
 

@@ -33,7 +33,7 @@ install: $(INSTALLED)  ## install into .venv
 
 sbom:  ## write rwkv-export.cdx.json, a CycloneDX bill of what a locked install takes
 	$(PYTHON) -m venv .sbom && .sbom/bin/python -m pip install -q cyclonedx-bom==7.5.0
-	.sbom/bin/cyclonedx-py requirements requirements/demo.lock --pyproject pyproject.toml --of JSON \
+	PYTHONWARNINGS=ignore .sbom/bin/cyclonedx-py requirements requirements/demo.lock --pyproject pyproject.toml --of JSON \
 		--output-reproducible -o rwkv-export.cdx.json
 
 clean:  ## remove .venv and everything generated

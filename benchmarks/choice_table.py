@@ -1,4 +1,4 @@
-"""Prints the README's table of what to ship for a CPU from a results file of cpu_peers.py; measures nothing.
+"""Prints the README's table of speeds on a CPU from a results file of cpu_peers.py; measures nothing.
 
 python benchmarks/cpu_peers.py --out results.json && python benchmarks/choice_table.py results.json
 """

@@ -15,6 +15,7 @@ from validation.outcome import Latency, Parity
 
 TITLES = (
     "model",
+    "target",
     "precision",
     "ran on",
     "verdict",
@@ -24,16 +25,15 @@ TITLES = (
     "GB/s",
     "of a copy",
 )
-RULES = "|---|---|---|---|--:|--:|--:|--:|--:|--:|"
+RULES = "|---|---|---|---|---|--:|--:|--:|--:|--:|--:|"
 
 
 def table(results: outcome.Results, limit: dict[str, Any]) -> str:
-    """A Markdown row for each artifact and place that was timed."""
+    """A Markdown row for each artifact and place; one that could not be timed has empty cells."""
     parity = {_key(row): row for row in results.parity}
-    timed = [row for row in results.latency if row.decode and row.prefill]
-    prompts = sorted({row.prefill.tokens for row in timed if row.prefill})
+    prompts = sorted({row.prefill.tokens for row in results.latency if row.prefill})
     lines = [f"| {' | '.join(TITLES)} | prefill {' '.join(map(str, prompts))} |", RULES]
-    lines += [_line(row, parity.get(_key(row)), limit) for row in timed]
+    lines += [_line(row, parity.get(_key(row)), limit) for row in results.latency]
     return "\n".join(lines)
 
 
@@ -43,22 +43,30 @@ def _key(row: Latency | Parity) -> tuple[str, str]:
 
 def _line(row: Latency, parity: Parity | None, limit: dict[str, Any]) -> str:
     identity = row.identity
-    assert row.decode is not None
-    assert row.prefill is not None
-    speed = limit["decode_bytes"][identity.artifact] / (row.decode.median_ms / 1e3)
     cells = [
         identity.model,
+        identity.target,
         identity.precision,
-        identity.observed,
-        str(parity.outcome) if parity else "",
+        identity.observed or identity.requested,
+        str(parity.outcome) if parity else "not checked",
         f"{parity.free.worst:.1e}" if parity and parity.free else "",
+        *_times(row, limit),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(row: Latency, limit: dict[str, Any]) -> list[str]:
+    """Those of the CPU are beside no copy: it reads faster than it copies."""
+    if not row.decode or not row.prefill:
+        return [str(row.outcome), "", "", "", ""]
+    speed = limit["decode_bytes"][row.identity.artifact] / (row.decode.median_ms / 1e3)
+    return [
         f"{row.first_token_s:.2f} s",
         f"{row.decode.median_ms:.2f} ms",
         f"{speed / 1e9:.0f}",
-        f"{speed / limit['copy_bytes_per_second']:.1%}",
+        "" if row.identity.observed.endswith(":cpu") else f"{speed / limit['copy_bytes_per_second']:.1%}",
         f"{row.prefill.tokens_per_second:.0f} tok/s",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Prints the README's table of speeds from a results file of cpu_peers.py; measures nothing.
+"""Prints the table of ratios in benchmarks/README.md from a results file of cpu_peers.py; measures nothing.
 
 python benchmarks/cpu_peers.py --out results.json && python benchmarks/peers_table.py results.json
 """

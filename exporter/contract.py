@@ -79,7 +79,7 @@ Layout = Mapping[str, Entry]
 class ModelSpec:
     """What a checkpoint is, read from its tensors' shapes.
 
-    version: "4", "5.0", "5.1", "5.2", "6", "7" or "7a"
+    version: one of its file's VERSIONS, such as "5.2"
     state:   in graph order, layer by layer
     """
 

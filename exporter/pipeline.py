@@ -16,6 +16,7 @@ from exporter.atomic import replacing
 from exporter.calibration import read_text, require_read
 from exporter.contract import Job, Target, TargetFile, Written
 from exporter.model import Model, open_model
+from exporter.models.layers import check_step
 from exporter.progress import Advance, Progress, silent
 from exporter.vocabulary import encoded, place_tokenizer
 from runtimes import manifest
@@ -74,7 +75,9 @@ def export(
     for target, file in found:
         exact = registry.choose_precision(target, precision)
         file.refuse(model.spec, exact, chosen[target.name])
-        keep.require_known(chosen[target.name], (name for name, _ in model.build(target.spelling).named_parameters()))
+        step = model.build(target.spelling)
+        check_step(model.spec, step)
+        keep.require_known(chosen[target.name], (name for name, _ in step.named_parameters()))
         folder = Path(out) / f"{model.checkpoint.name}.{target.name}.{exact}"
         settings = {**chosen[target.name], **(require_read(target, exact, chosen[target.name], text) if text else {})}
         plans.append(Plan(target, file, exact, settings, _sizes(target, prefill), folder, text))
@@ -105,9 +108,18 @@ def _write(plan: Plan, model: Model, progress: Progress) -> None:
     job = Job(plan.target, plan.precision, plan.options, plan.prefill, model.spec, module, encode, staged, plan.text)
     with replacing(plan.folder, _identity(plan, model)) as folder:
         written = plan.file.export(job, folder)
+        _require_graphs(plan, written, folder)
         document = _describe(plan, model, written, folder)
         readme.write(document, written.usage, folder)
         manifest.write(_with_files(document, folder), folder)
+
+
+def _require_graphs(plan: Plan, written: Written, folder: Path) -> None:
+    """Raise TypeError where a target did not write what it was asked for, or says that it did."""
+    if absent := {1, *plan.prefill} - {graph.tokens for graph in written.graphs}:
+        raise TypeError(f"target {plan.target.name} returned no graph of {sorted(absent)} tokens")
+    if lost := [graph.file for graph in written.graphs if not (folder / graph.file).exists()]:
+        raise TypeError(f"target {plan.target.name} returned a graph in {lost[0]}, which it did not write")
 
 
 def _identity(plan: Plan, model: Model) -> dict[str, object]:

@@ -122,7 +122,7 @@ def written(
     edge:  what `lowered` returned
     ids:   type of the token ids, as in `traced`
     tools: packages beside torch and executorch that took part
-    usage: sections of the artifact's README, beside the one on Kotlin
+    usage: sections of the artifact's README; where None, how an Android app steps it
     """
     sizes = methods(job.prefill)
     taken = {name: coverage(edge.exported_program(name)) for name in sizes}
@@ -135,7 +135,9 @@ def written(
         for name, size in sizes.items()
     )
     versions = {name: version(name) for name in ("torch", "executorch", *tools)}
-    return Written(graphs, named.state, precision, versions, {"Step it in Kotlin": KOTLIN, **(usage or {})})
+    if usage is None:
+        usage = {"Step it in Kotlin": KOTLIN.format(ids=kind, array=ARRAYS[ids])}
+    return Written(graphs, named.state, precision, versions, usage)
 
 
 def _save(edge: Any, folder: Path, *, separate: bool) -> None:
@@ -149,17 +151,18 @@ def _save(edge: Any, folder: Path, *, separate: bool) -> None:
         program.write_tensor_data_to_file(str(folder))
 
 
+ARRAYS = {torch.int32: "intArrayOf", torch.int64: "longArrayOf"}
 KOTLIN = """Inputs and outputs are positional: the token ids, then the state tensors in the order listed below; the
 logits, then the new state in the same order. With `org.pytorch:executorch-android`:
 
 ```kotlin
 val module = Module.load("model.pte")
 var state: List<Tensor> = initialState                      // filled as listed below
-val ids = Tensor.fromBlob(longArrayOf(token), longArrayOf(1))
-val out = module.execute("decode", EValue.from(ids), *state.map { EValue.from(it) }.toTypedArray())
+val ids = Tensor.fromBlob({array}(token), longArrayOf(1))     // {ids}, one id
+val out = module.execute("decode", EValue.from(ids), *state.map {{ EValue.from(it) }}.toTypedArray())
 val logits = out[0].toTensor().dataAsFloatArray
 // what comes out lies in the program's own memory, which the next call overwrites
-state = out.drop(1).map { Tensor.fromBlob(it.toTensor().dataAsFloatArray, it.toTensor().shape()) }
+state = out.drop(1).map {{ Tensor.fromBlob(it.toTensor().dataAsFloatArray, it.toTensor().shape()) }}
 ```
 
 A method `prefill64` takes 64 ids at once, where it was exported."""

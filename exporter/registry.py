@@ -17,7 +17,7 @@ from runtimes.registry import load_plugin, plugins
 def _files() -> dict[str, TargetFile]:
     files: dict[str, TargetFile] = {}
     for name in plugins(folder):
-        module = load_plugin(folder, name, "TARGETS")
+        module = load_plugin(folder, name, "TARGETS", "missing", "refuse", "export")
         for target in module.TARGETS:
             if target.name in files:
                 other = cast(ModuleType, files[target.name])

@@ -74,20 +74,19 @@ def find(precision: str, target: str | None) -> tuple[str, Simulation]:
         target = next((name for name, found in known.items() if precision in found), None)
     if target is None or precision not in known.get(target, {}):
         listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in known.items())
+        who = f"target {target} does not quantise" if target else "no target quantises"
         raise WrongCall(
-            f"{f'target {target}' if target else 'no target'} quantises as {precision!r} in a way that can be "
-            "measured matrix by matrix",
-            hint=f"known: {listed}",
+            f"{who} as {precision!r} in a way that can be measured matrix by matrix", hint=f"known: {listed}"
         )
     return target, known[target][precision]
 
 
 def _known() -> Mapping[str, Mapping[str, Simulation]]:
-    """By target and precision; ONNX first, which simulates the most."""
+    """By target and precision; what simulates the most comes first."""
     found: dict[str, dict[str, Simulation]] = {}
-    for name, target in sorted(registry.targets().items(), key=lambda item: (not item[0].startswith("onnx"), item[0])):
+    for name, target in registry.targets().items():
         maker = cast("Callable[[str], Simulation | None] | None", getattr(registry.file_of(name), "simulation", None))
         made = {precision: maker(precision) for precision in target.precisions} if maker else {}
         if some := {precision: simulation for precision, simulation in made.items() if simulation}:
             found[name] = some
-    return found
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -43,6 +43,9 @@ SIZES = {
 
 HEAD_SIZE = 64
 
+MOST = {"layers": 1024, "width": 65536, "head size": 65536, "vocab": 1 << 24}
+"""Beyond these a number is a slip: no model is near."""
+
 
 def synth(
     version: str,
@@ -97,7 +100,7 @@ def draw(name: str, entry: Entry, seed: int) -> Tensor:
 def _layout(version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Layout:
     file = versions.load(version)
     for name, value in {"layers": layers, "width": width, "head size": head_size, "vocab": vocab}.items():
-        _check(value > 0, f"{name} is {value}, expected at least 1")
+        _check(0 < value <= MOST[name], f"{name} is {value}, expected 1 to {MOST[name]}")
     _check(width % head_size == 0, f"width {width} is not a multiple of the head size {head_size}")
     dimensions = file.dimensions(version, layers=layers, width=width, head_size=head_size, vocab=vocab)
     layout = file.layout(version, dimensions)

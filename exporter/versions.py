@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from types import ModuleType
 from typing import cast
 
 from exporter import models
@@ -28,12 +29,20 @@ IMPOSSIBLE = (
 )
 """Pattern of a tensor name, and why a checkpoint that has one cannot be exported."""
 
+NAMES = ("VERSIONS", "matches", "dimensions", "layout", "spec", "build")
+
 
 def by_version() -> dict[str, Version]:
     """Version string -> the file that covers it: exporter/models/v*.py; the folder's other files are shared parts."""
-    names = [name for name in registry.plugins(models) if re.match(r"v\d", name)]
-    files = [cast(Version, registry.load_plugin(models, name, "VERSIONS")) for name in names]
-    return {version: file for file in files for version in file.VERSIONS}
+    numbers = {name: int(found[1]) for name in registry.plugins(models) if (found := re.match(r"v(\d+)", name))}
+    known: dict[str, ModuleType] = {}
+    for name in sorted(numbers, key=lambda name: numbers[name]):  # v7, v7a, v10
+        file = registry.load_plugin(models, name, *NAMES)
+        for version in file.VERSIONS:
+            if version in known:
+                raise TypeError(f"{known[version].__file__} and {file.__file__} both have version {version!r}")
+            known[version] = file
+    return cast(dict[str, Version], known)
 
 
 def load(version: str) -> Version:
@@ -51,6 +60,8 @@ def identify(weights: Mapping[str, object]) -> tuple[Version, str]:
     for file in reversed(dict.fromkeys(known.values())):  # the newest first: it may keep what an older one looks for
         version = file.matches(weights.keys())
         if version is not None:
+            if known.get(version) is not file:
+                raise TypeError(f"the file of VERSIONS {file.VERSIONS} matches {version!r}, which is none of them")
             return file, version
     raise _unknown(weights.keys(), known)
 
@@ -70,4 +81,4 @@ def _unknown(names: Collection[str], known: Collection[str]) -> BadCheckpoint:
 
 
 def _supported(known: Collection[str]) -> str:
-    return f"supported are RWKV versions {', '.join(sorted(known))}"
+    return f"supported are RWKV versions {', '.join(known)}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtimes import registry
-from runtimes.contract import Artifact, Session
-from runtimes.errors import WrongCall
+from runtimes.contract import Artifact, Session, State, Step
+from runtimes.errors import BadArtifact, BadCheckpoint, CheckFailed, Missing, RwkvExportError, WrongCall
 from runtimes.manifest import Manifest, open_artifact
 
 
@@ -44,4 +44,17 @@ def reads(manifest: Manifest, place: str) -> bool:
     return any(graph.file.endswith(registry.load(name).READS) for graph in manifest.graphs)
 
 
-__all__ = ["check_reads", "open_on", "open_session", "reads"]
+__all__ = [
+    "Artifact",
+    "BadArtifact",
+    "BadCheckpoint",
+    "CheckFailed",
+    "Missing",
+    "RwkvExportError",
+    "Session",
+    "State",
+    "Step",
+    "WrongCall",
+    "open_artifact",
+    "open_session",
+]

@@ -78,7 +78,8 @@ class Placement:
     observed:  the same form, read back from the runtime, e.g. "ort:cpu"; a session that fell back says where it ran
     nodes:     graph nodes (or ops, or delegates) per unit, e.g. {"CPUExecutionProvider": 325}
     evidence:  "run" by the target's own runtime on such a device, "emulated" by the vendor's emulator or reference
-               model, or "interpreted" by ours; the latter two are proof of the numbers, not of any speed
+               model or on an emulated processor, or "interpreted" by ours; the latter two are proof of the numbers, not
+               of any speed
     """
 
     requested: str

@@ -11,6 +11,7 @@ RwkvExportError          what went wrong, with the value; `hint` says what to do
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -52,6 +53,25 @@ class Missing(RwkvExportError):
     """This machine lacks what the request needs."""
 
     exit_code = 3
+
+
+def absent(error: Exception) -> Missing | None:
+    """What an import that found nothing means where ours depends on that package, as on a bare device; else None."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    package = error.name.partition(".")[0]
+    try:
+        declared = requires("rwkv-export") or []
+    except PackageNotFoundError:
+        declared = []
+    if package not in {re.split(r"[^\w-]", line)[0].replace("-", "_").lower() for line in declared}:
+        return None
+    return Missing(
+        f"this needs the Python package {package}, which is not installed here",
+        hint=f"pip install {package}, or rwkv-export with all that it depends on",
+    )
 
 
 def harmless(text: str) -> str:

@@ -209,19 +209,23 @@ def find(path: Path) -> list[Path]:
     """`path` if it is an artifact folder, else the artifact folders directly in it; raises BadArtifact for neither."""
     if (path / FILE_NAME).is_file() or not path.is_dir():
         return [path]
-    found = sorted(folder for folder in path.iterdir() if (folder / FILE_NAME).is_file() and folder.name[0] != ".")
+    found = _inside(path)
     if not found:
         raise BadArtifact(f"{path} is not an artifact and holds none", hint="make one with `rwkv-export export`")
     return found
+
+
+def _inside(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if (folder / FILE_NAME).is_file() and folder.name[0] != ".")
 
 
 def read(folder: Path) -> Manifest:
     """Parse and check `folder`/manifest.json without touching the other files; raises BadArtifact."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise BadArtifact(
-            f"{folder} is not an artifact: it has no {FILE_NAME}", hint="make one with `rwkv-export export`"
-        )
+        inside = _inside(folder) if folder.is_dir() else []
+        hint = f"one that it holds is {inside[0]}" if inside else "make one with `rwkv-export export`"
+        raise BadArtifact(f"{folder} is not an artifact: it has no {FILE_NAME}", hint=hint)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document.get("schema") if isinstance(document, dict) else None

@@ -38,7 +38,7 @@ def load(name: str) -> Runtime:
     if name not in names():
         hint = f"other machines are written {name}://ADDRESS/RUNTIME:DEVICE" if name in remote.schemes() else None
         raise WrongCall(f"unknown runtime {name!r}", hint=hint or did_you_mean(name, names()))
-    return cast(Runtime, load_plugin(backends, name, "READS", "DEVICES"))
+    return cast(Runtime, load_plugin(backends, name, "READS", "DEVICES", "missing", "open_session"))
 
 
 def parse(place: str) -> tuple[str, str]:

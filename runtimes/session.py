@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from runtimes import npz
+from runtimes import emulation, npz
 from runtimes.contract import Array, Artifact, Placement, State, Step, TensorSpec
 from runtimes.errors import BadArtifact, WrongCall
 from runtimes.pairing import split, summed, wholes
@@ -99,8 +100,9 @@ class ExplicitSession:
         return cast(State, tuple(split(self._specs, [together(spec, arrays) for spec in self._wholes])))
 
     def placement(self) -> Placement:
-        """Where the graphs run."""
-        return self._placed()
+        """Where the graphs run; no device ran them where the processor itself is emulated."""
+        placed = self._placed()
+        return replace(placed, evidence="emulated") if placed.evidence == "run" and emulation.played() else placed
 
     def close(self) -> None:
         """Release what the backend holds."""
@@ -114,6 +116,8 @@ class ExplicitSession:
         before = time.perf_counter()
         logits, new = self._graphs[size](ids, self._tensors(state))
         seconds = time.perf_counter() - before
+        if len(new) != len(self._specs):
+            raise BadArtifact(f"a graph gave {len(new)} state tensors back, the manifest has {len(self._specs)}")
         return Step(np.asarray(logits, np.float32).reshape(-1), cast(State, new), seconds)
 
     @staticmethod

@@ -21,8 +21,9 @@ def report(error: Exception) -> int:
     """Say what went wrong on stderr; returns the exit code: 1 check failed, 2 wrong call, 3 missing, 70 our bug."""
     from typer import TyperException
 
-    from runtimes.errors import RwkvExportError
+    from runtimes.errors import RwkvExportError, absent
 
+    error = absent(error) or error
     if isinstance(error, RwkvExportError):
         return _say(error.message, error.hint, error.exit_code)
     if isinstance(error, TyperException):
@@ -39,6 +40,8 @@ def report(error: Exception) -> int:
 def _usage(error: TyperException) -> tuple[str, str]:
     """Message and hint of a command line that does not parse; suggestions move from the message to the hint."""
     message, _, suggested = error.format_message().partition(" Did you mean ")
+    if faults := getattr(error.__cause__, "errors", None):  # pydantic's, who does not repeat the value
+        message += f", not {faults()[0]['input']}"
     possible = ", ".join(getattr(error, "possibilities", None) or ())
     if possible:
         message, suggested = getattr(error, "message", message), f"{possible}?"

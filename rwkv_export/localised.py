@@ -82,10 +82,12 @@ def _before(place: Place) -> str:
 
 def _scope(found: Found) -> str:
     """What was looked at."""
+    from validation.reports.words import plural
+
     what = f"{found.seen} of the step's {found.operations} operations were recognised in the artifact"
     if not found.whole:
         what = f"only what it returns was seen, {found.seen} values: {found.place} shows none in between"
-    return f"{found.artifact} on {found.place}, {found.tokens} tokens: {what}"
+    return f"{found.artifact} on {found.place}, {plural(found.tokens, 'token')}: {what}"
 
 
 def _numbers(*names: str) -> list[Column]:

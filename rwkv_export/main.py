@@ -6,11 +6,12 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
+from typer.core import TyperGroup
 
-from rwkv_export import failure
+from rwkv_export import completion, failure
 from rwkv_export.commands.bench import bench
 from rwkv_export.commands.compare import compare
 from rwkv_export.commands.demo import demo
@@ -31,28 +32,18 @@ from rwkv_export.commands.synth import synth
 from rwkv_export.commands.targets import targets
 from rwkv_export.commands.trace import trace
 from rwkv_export.commands.validate import validate
+from rwkv_export.help import tidy
 
 NAME = "rwkv-export"
 BROKEN_PIPE = 141
 """What a shell reports for a program ended by SIGPIPE; typer itself leaves with 130 after SIGINT."""
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Make artifacts": (targets, setup, inspect, export, generate),
-    "Prove and measure": (
-        validate,
-        localise,
-        trace,
-        lint,
-        bench,
-        serve,
-        matrix,
-        quality,
-        sensitivity,
-        report,
-        compare,
-        gate,
-    ),
-    "Try it": (demo, synth, fetch),
+    "Start": (demo, targets, setup, fetch, synth),
+    "Make artifacts": (inspect, export, generate),
+    "Prove": (validate, localise, trace, lint, quality, sensitivity),
+    "Measure": (bench, report, compare, gate),
+    "On other devices": (serve, matrix),
 }
 
 app = typer.Typer(name=NAME, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +65,7 @@ def show_version(wanted: bool) -> None:
 def start(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=show_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Export RWKV language models to phones and NPUs, and prove that what runs there is right and fast.
@@ -84,7 +75,7 @@ def start(
       rwkv-export export -t onnx-cpu
       rwkv-export validate out/*
 
-    Results go to stdout, talk to stderr. Exit codes:
+    Results go to stdout, progress and remarks to stderr. Exit codes:
       0 all is well       2 the call makes no sense        70 our bug
       1 a check failed    3 this machine lacks something   130 interrupted
     """
@@ -92,10 +83,17 @@ def start(
         print(context.get_help())
 
 
+def program() -> TyperGroup:
+    """The commands as typer runs them."""
+    group = cast(TyperGroup, typer.main.get_command(app))
+    tidy(group)
+    return group
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Prints errors instead of raising them."""
     try:
-        code = typer.main.get_command(app).main(list(arguments), prog_name=NAME, standalone_mode=False)
+        code = program().main(list(arguments), prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         code = BROKEN_PIPE
@@ -117,4 +115,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(run(sys.argv[1:]))
+    with completion.answering("_RWKV_EXPORT_COMPLETE"):
+        code = run(sys.argv[1:])
+    sys.exit(code)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.measure import measure_renderables
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 if TYPE_CHECKING:
     from exporter.progress import Advance
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 10_000
 """Columns of a console that is not a terminal: tables keep their natural width in pipes and files."""
+
+NARROWEST = 16
+"""Columns that a name gets at least, where a table folds names to fit."""
 
 
 def stdout() -> Console:
@@ -38,10 +44,10 @@ def stderr() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """A dataclass tree, or what json.dumps takes, on stdout."""
+    """A dataclass tree, or what json.dumps takes, on stdout; NaN and infinity, which JSON has not, are null."""
     from runtimes.schema import to_plain
 
-    print(json.dumps(to_plain(document), indent=2))
+    print(json.dumps(_finite(to_plain(document)), indent=2, allow_nan=False))
 
 
 def remark(text: str, *, quiet: bool) -> None:
@@ -88,6 +94,14 @@ def _progress(quiet: bool) -> Iterator[Talk]:
             yield _Bars(bars)
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _Bars:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -107,7 +121,30 @@ def _line_a_task(text: str, total: int | None = None) -> Iterator[Advance]:
     yield lambda amount: None
 
 
+class _Console(Console):
+    """Lets a terminal wrap the lines of a table that it is too narrow for; rich would cut columns, some to nothing."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        before = self.width
+        self.width = max([before, *(self._needed(each) for each in objects if isinstance(each, Table))])
+        super().print(*objects, **options)
+        self.width = before
+
+    def _needed(self, table: Table) -> int:
+        """Columns that the table takes: none in particular where folding its names makes it fit."""
+        natural = self._natural(table)
+        for column in (folding := [column for column in table.columns if not column.no_wrap]):
+            column.min_width = column.max_width = NARROWEST
+        least = self._natural(table)
+        for column in folding:
+            column.min_width = column.max_width = None
+        return natural if least > self.width else 0
+
+    def _natural(self, table: Table) -> int:
+        return measure_renderables(self, self.options.update(max_width=UNBOUNDED), [table]).maximum
+
+
 def _console(stream: TextIO) -> Console:
     terminal = stream.isatty()
     width = None if terminal else UNBOUNDED
-    return Console(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False)
+    return _Console(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False)

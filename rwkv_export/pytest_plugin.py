@@ -78,6 +78,7 @@ class Check(pytest.Item):
         super().__init__(**others)
         self.folder, self.place, self.check = folder, place, check
         self.add_marker(MARK)
+        self.add_marker(pytest.mark.filterwarnings("ignore"))  # toolchains warn of themselves
 
     def runtest(self) -> None:
         """Raises Unproven; skips where this machine lacks what would run it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
+from rwkv_export.options import STDOUT
 from rwkv_export.output import stdout
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ CHECKPOINT = "checkpoint, fp32"
 
 
 def deliver(results: Results, *, json: Path | None = None) -> None:
-    """Print the table: rows by checkpoint, reasons, what was read; write the file that is named."""
+    """Print the table, rows by checkpoint, reasons and what was read, or the JSON; write the file that is named."""
+    from rwkv_export import output
     from validation import outcome
 
+    if json == STDOUT:
+        output.print_json(results)
+        return
     if json:
         outcome.write(results, json)
     _print(results)
@@ -48,7 +53,8 @@ def _print(results: Results) -> None:
             )
     read = dict.fromkeys(f"{plural(row.reading.tokens, 'token')} of {row.text}" for row in rows if row.reading)
     asked = dict.fromkeys(_asked(task) for row in rows for task in row.tasks)
-    console.print(f"Read {listing([*read, *asked], most=8)}.", soft_wrap=True)
+    if read or asked:
+        console.print(f"Read {listing([*read, *asked], most=8)}.", soft_wrap=True)
 
 
 def _by_checkpoint(rows: Sequence[Quality]) -> Iterator[list[Quality]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes.errors import CheckFailed, Missing
+from rwkv_export.options import STDOUT
 
 if TYPE_CHECKING:
     from validation.outcome import Results
@@ -23,7 +24,7 @@ def kept(json: Path | None, *, quiet: bool) -> Iterator[Keep]:
     from rwkv_export.output import remark
     from validation.rows import Journal, forget
 
-    if json is None:
+    if json in (None, STDOUT):
         yield forget
         return
     journal = Journal(json)
@@ -41,16 +42,19 @@ def kept(json: Path | None, *, quiet: bool) -> Iterator[Keep]:
 def deliver(
     results: Results, *, json: Path | None = None, junit: Path | None = None, markdown: Path | None = None
 ) -> int:
-    """Print the tables, write the files that are named; returns the process's exit code."""
+    """Print the tables or the JSON, write the files that are named; returns the process's exit code."""
     from runtimes.files import write_text_atomically
-    from rwkv_export import tables
+    from rwkv_export import output, tables
     from validation import exit_code, outcome
     from validation.reports import junit as junit_report
     from validation.reports import markdown as markdown_report
 
-    tables.print_results(results)
-    if json:
-        outcome.write(results, json)
+    if json == STDOUT:
+        output.print_json(results)
+    else:
+        tables.print_results(results)
+        if json:
+            outcome.write(results, json)
     if junit:
         write_text_atomically(junit, junit_report.render(results))
     if markdown:

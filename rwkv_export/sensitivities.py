@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
+from rwkv_export.options import STDOUT
 from rwkv_export.output import stdout
 
 if TYPE_CHECKING:
@@ -19,15 +20,31 @@ SHOWN = 15
 
 
 def saver(path: Path | None) -> Callable[[Sensitivity], None]:
-    """Writes the document to `path`, where there is one."""
+    """Writes the document to `path`, where that is a file."""
     from validation import sensitivity_results
 
-    return lambda document: sensitivity_results.write(document, path) if path else None
+    return lambda document: sensitivity_results.write(document, path) if path not in (None, STDOUT) else None
 
 
-def deliver(document: Sensitivity, *, report: Path | None = None, keep: Path | None = None) -> None:
-    """Print what was found, write the page and the list that are named."""
+def deliver(
+    document: Sensitivity, *, json: Path | None = None, report: Path | None = None, keep: Path | None = None
+) -> None:
+    """Print what was found, as a table or as JSON, write the page and the list that are named."""
     from runtimes.files import write_text_atomically
+    from rwkv_export import output
+    from validation.reports import sensitivity as page
+
+    if json == STDOUT:
+        output.print_json(document)
+    else:
+        _print(document)
+    if report:
+        write_text_atomically(report, page.render(document))
+    if keep:
+        write_text_atomically(keep, "".join(f"{name}\n" for name in document.keep or ()))
+
+
+def _print(document: Sensitivity) -> None:
     from validation.reports import sensitivity as page
 
     console, matrices = stdout(), document.matrices
@@ -37,10 +54,6 @@ def deliver(document: Sensitivity, *, report: Path | None = None, keep: Path | N
     console.print(f"{page.headline(document)}. {page.advice(document)}", soft_wrap=True)
     if document.keep:
         console.print(f"-O keep={','.join(document.keep)}", soft_wrap=True)
-    if report:
-        write_text_atomically(report, page.render(document))
-    if keep:
-        write_text_atomically(keep, "".join(f"{name}\n" for name in document.keep or ()))
 
 
 def _together(document: Sensitivity) -> list[Effect]:

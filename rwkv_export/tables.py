@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rwkv_export.survey import Survey
     from validation.comparison import Change
     from validation.outcome import Identity, Latency, Machine, Parity, Quality, Results, Samples
+    from validation.reports.rows import Row
 
 STYLES = {
     "pass": "green",
@@ -64,9 +65,9 @@ def print_results(results: Results) -> None:
     from validation.reports.rows import join, verdict
     from validation.reports.words import profiled
 
-    console = stdout()
+    console, rows = stdout(), join([results])
     if results.parity:
-        console.print(_parity(results.parity))
+        console.print(_parity(rows))
         _print_hops(results.parity)
         _print_drift(results.parity)
         _print_notes((row.identity, (*row.reasons, *remarks(row))) for row in results.parity)
@@ -86,7 +87,7 @@ def print_results(results: Results) -> None:
             console.print(f"Shares are {profiled(row.profile, row.slowdown)}.", soft_wrap=True)
     for lint in results.lint:
         console.print(f"{findings.summary(lint)}: see `rwkv-export lint`", soft_wrap=True)
-    console.print(str(verdict(join([results]))), soft_wrap=True)
+    console.print(str(verdict(rows)), soft_wrap=True)
 
 
 def print_changes(changes: Sequence[Change]) -> None:
@@ -98,16 +99,16 @@ def print_changes(changes: Sequence[Change]) -> None:
     console.print(f"{len(changed)} changed, {len(changes) - len(changed)} the same")
 
 
-def _parity(rows: Sequence[Parity]) -> Table:
+def _parity(rows: Sequence[Row]) -> Table:
     from validation.reports.words import share, sig, worst
 
-    table = _table(_text("parity"), _word("ran on"), _word("verdict"), *map(_number, PARITY))
-    for row in rows:
+    table = _table(_text("parity"), _word("ran on"), _word("verdict"), _word("evidence"), *map(_number, PARITY))
+    for row, part in ((row, row.parity) for row in rows if row.parity):
         numbers = [""] * len(PARITY)
-        if row.local and row.free:
-            errors = (row.local.worst, row.free.worst, worst(row.free.state_rel.values()), worst(row.free.kl))
-            numbers = [*map(sig, errors), share(row.free.top1)]
-        table.add_row(*_who(row.identity), _verdict(row.outcome), *numbers)
+        if part.local and part.free:
+            errors = (part.local.worst, part.free.worst, worst(part.free.state_rel.values()), worst(part.free.kl))
+            numbers = [*map(sig, errors), share(part.free.top1)]
+        table.add_row(part.identity.artifact, _place(part.identity), _verdict(part.outcome), row.evidence, *numbers)
     return table
 
 
@@ -191,10 +192,15 @@ def _rate(samples: Samples | None) -> str:
 
 
 def _who(identity: Identity) -> tuple[str, str]:
-    if identity.observed == identity.requested:
-        how = "" if identity.evidence in ("", "run") else f" ({identity.evidence})"
-        return identity.artifact, identity.observed + how
-    return identity.artifact, f"{identity.observed or 'nowhere'}, not {identity.requested}"
+    how = "" if identity.evidence in ("", "run") else f" ({identity.evidence})"
+    return identity.artifact, _place(identity) + how
+
+
+def _place(identity: Identity) -> str:
+    from validation.reports.rows import place
+
+    asked = "" if identity.observed == identity.requested else f", not {identity.requested}"
+    return place(identity) + asked
 
 
 def _verdict(outcome: str) -> Text:

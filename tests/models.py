@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exporter import bundled
+from exporter import bundled, versions
+from exporter.synth import draw
 
-VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")
+VERSIONS = tuple(versions.by_version())
+WRITTEN = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")  # what this file says itself; of others it asks their layout
 RANKS = {"maa": 7, "decay": 11, "w": 9, "a": 10, "v": 6, "g": 13}  # no two alike, so a swap cannot go unseen
 SHAPES: dict[str, dict[str, Any]] = {
     "3x32": {"layers": 3, "width": 96, "head_size": 32, "vocab": 101, "ffn": 240},
@@ -66,6 +69,9 @@ def random_checkpoint(
     """Weights of `version`; `ffn` is 2.5 times the width unless told, `ranks` override RANKS by their names."""
     dice, ffn, heads = Dice(seed), ffn or width * 5 // 2, width // head_size
     ranks = RANKS | dict(ranks or {})
+    if version not in WRITTEN:
+        sizes = {"layers": layers, "width": width, "head_size": head_size, "vocab": vocab}
+        return from_layout(dice, version, sizes, ffn, ranks)
     out = {"emb.weight": dice.normal(vocab, width), "head.weight": dice.linear(vocab, width)}
     for name in ("blocks.0.ln0", "ln_out"):
         out |= scoped(name, norm(dice, width))
@@ -75,6 +81,19 @@ def random_checkpoint(
         out |= scoped(f"blocks.{i}.att", time_mix(dice, version, i, width, heads, ranks))
         out |= scoped(f"blocks.{i}.ffn", channel_mix(dice, version, width, ffn, vocab))
     return out
+
+
+def from_layout(dice: Dice, version: str, sizes: Mapping[str, int], ffn: int, ranks: Mapping[str, int]) -> Tensors:
+    """What `synth` would draw, in these sizes, its vectors shaken so that none is constant."""
+    file = versions.load(version)
+    d = file.dimensions(version, **sizes)
+    own = {name: ranks.get(name, rank) for name, rank in d.ranks.items()}
+    layout = file.layout(version, replace(d, ffn=ffn, ranks=own))
+    out = {name: draw(name, entry, 0) for name, entry in layout.items() if entry.official and not entry.ignored}
+    return {
+        name: tensor + dice.normal(*tensor.shape, std=0.2) if max(tensor.shape) == tensor.numel() else tensor
+        for name, tensor in out.items()
+    }
 
 
 def scoped(scope: str, tensors: Tensors) -> Tensors:

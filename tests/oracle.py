@@ -22,6 +22,9 @@ import torch
 from runtimes.contract import Array, Session
 from tests.models import case
 
+RUNS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")
+"""The versions that the package has code for."""
+
 
 @dataclass(frozen=True)
 class Trace:

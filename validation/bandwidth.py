@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def traffic(artifact: Artifact, identity: Identity, cores: int) -> Traffic | Non
     if identity.evidence != "run" or not device.startswith("cpu") or is_remote(identity.requested):
         return None
     step = next(graph for graph in artifact.manifest.graphs if graph.tokens == 1)
-    if not step.coverage and not step.file.endswith(".onnx"):
+    readable = step.file.endswith(".onnx") and find_spec("onnx") is not None  # which a device need not have
+    if not step.coverage and not readable:
         return None
     state = sum(tensor.spec().nbytes for tensor in artifact.manifest.state)
     count = threads.requested() or cores

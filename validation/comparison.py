@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from validation.evidence import Evidence, evidence
 from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results
 
 Part = TypeVar("Part", Parity, Quality, Latency)
@@ -69,8 +70,9 @@ class Key:
 class Change:
     """One metric of one row, before and after.
 
-    metric:   "parity", "quality", "latency" (outcomes, `old` and `new` are their words), "decode", "prefill of 512
-              tokens" (median milliseconds), "max abs", "KL" (nats), "top-1" (fraction), "mean KL on text" (nats)
+    metric:   "parity", "quality", "latency" (outcomes, `old` and `new` are their words), "evidence" (words too, only
+              where it changed), "decode", "prefill of 512 tokens" (median milliseconds), "max abs", "KL" (nats),
+              "top-1" (fraction), "mean KL on text" (nats)
     old, new: None where the row or metric is absent
     ratio:    new / old; None where undefined
     p_value:  of the two-sided Mann-Whitney U test; None for accuracy
@@ -96,6 +98,7 @@ def compare(old: Results, new: Results, *, slower: float = 1.05, alpha: float = 
     for key, was, now in _pairs(old.parity, new.parity):
         changes += _outcomes(key, "parity", was, now)
         if was and now:
+            changes += _evidence(key, was, now)
             changes += _accuracy(key, was, now)
     for key, past, present in _pairs(old.quality, new.quality):
         changes += _outcomes(key, "quality", past, present)
@@ -113,9 +116,24 @@ def regressed(changes: Sequence[Change]) -> bool:
     return any(
         change.verdict in (Verdict.SLOWER, Verdict.LESS_ACCURATE)
         or (change.verdict is Verdict.VANISHED and change.old == Outcome.PASS)
-        or (change.verdict is Verdict.OUTCOME_CHANGED and _worse(change.old, change.new))
+        or (change.verdict is Verdict.OUTCOME_CHANGED and _worse(change))
         for change in changes
     )
+
+
+def artifact_changes(old: Results, new: Results) -> tuple[str, ...]:
+    """Artifacts of one name, by that name, that are not the same files in both; earlier results cannot tell."""
+    before, after = _digests(old), _digests(new)
+    return tuple(name for name in before if name in after and not before[name] & after[name])
+
+
+def _digests(results: Results) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    rows: tuple[Parity | Quality | Latency, ...] = (*results.parity, *results.quality, *results.latency)
+    for identity in (row.identity for row in rows):
+        if identity.digest:
+            found.setdefault(Path(identity.artifact).name, set()).add(identity.digest)
+    return found
 
 
 def machine_changes(old: Machine, new: Machine) -> tuple[str, ...]:
@@ -169,6 +187,14 @@ def _outcomes(key: Key, metric: str, old: Part | None, new: Part | None) -> Iter
         verdict, sentence = Verdict.OUTCOME_CHANGED, f"{metric} was {was} and is {now}"
     why = f" ({new.reasons[0]})" if new and new.reasons and was != now else ""
     yield Change(key, metric, was, now, None, None, verdict, f"{key}: {sentence}{why}")
+
+
+def _evidence(key: Key, old: Parity, new: Parity) -> Iterator[Change]:
+    """Of rows that pass in both, proof of another kind: an emulator in place of the device, or the device at last."""
+    was, now = evidence(old), evidence(new)
+    if old.outcome is new.outcome is Outcome.PASS and was is not now:
+        sentence = f"{key}: its pass was {was} and is {now}"
+        yield Change(key, "evidence", was.value, now.value, None, None, Verdict.OUTCOME_CHANGED, sentence)
 
 
 def _accuracy(key: Key, old: Parity, new: Parity) -> Iterator[Change]:
@@ -273,8 +299,9 @@ def _ratio(old: float, new: float) -> float | None:
     return new / old if old > 0 and math.isfinite(new / old) else None
 
 
-def _worse(old: float | str | None, new: float | str | None) -> bool:
-    return _WORSE.index(Outcome(str(new))) > _WORSE.index(Outcome(str(old)))
+def _worse(change: Change) -> bool:
+    order = [each.value for each in (Evidence if change.metric == "evidence" else _WORSE)]
+    return order.index(str(change.new)) > order.index(str(change.old))
 
 
 def _facts(old: Machine, new: Machine) -> Iterator[tuple[str, object, object]]:

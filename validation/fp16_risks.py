@@ -74,8 +74,8 @@ class Audit:
 def range_risks(ranges: Sequence[Range]) -> Iterator[Risk]:
     """Tensors that overflow, come close to it, or mostly vanish; squares, where a norm may not be fused."""
     for one in ranges:
-        where = f"{one.what} reaches {one.largest:.4g}"
         squared = one.what == "squares"
+        where = f"{one.what} {'reach' if squared else 'reaches'} {one.largest:.4g}"
         if one.overflows and not squared:
             yield _risk(one, "overflow", f"{where}, infinite in float16 ({one.overflows} of {one.values} values)")
         elif one.largest * NEAR > LARGEST and not squared:

@@ -113,7 +113,8 @@ class _Baseline:
 
     def _changes(self, row: Latency) -> list[Change]:
         alone = replace(self.results, parity=(), quality=(), latency=(row,))
-        speeds = replace(self.results, parity=(), quality=())
+        own = tuple(each for each in self.results.latency if _of_the_place(each))
+        speeds = replace(self.results, parity=(), quality=(), latency=own)
         return [
             change
             for change in compare(speeds, alone, slower=self.ratio, alpha=ALPHA)
@@ -144,6 +145,11 @@ class _Baseline:
             f"measurements, p = {p_value:.1g}): find what changed since, or accept it by making these results the new "
             "baseline"
         )
+
+
+def _of_the_place(row: Latency) -> bool:
+    """Whether the times are those of the place that was asked for, and of no stand-in."""
+    return row.outcome is not Outcome.FALLBACK and row.identity.evidence not in runner.NOT_LATENCY
 
 
 def _told(row: Parity) -> Parity:

@@ -111,6 +111,7 @@ class Identity:
 
     evidence: "run", "emulated" or "interpreted", as in runtimes.contract.Placement
     coverage: what delegates took of the graph for one token, as the manifest has it
+    digest:   SHA-256 of the artifact's manifest.json, which has that of every other file; "" in earlier results
     """
 
     artifact: str
@@ -123,6 +124,7 @@ class Identity:
     nodes: Mapping[str, int] = field(default_factory=dict)
     evidence: str = ""
     coverage: Coverage | None = None
+    digest: str = ""
 
 
 def placed_at(identity: Identity, placement: Placement) -> Identity:
@@ -184,7 +186,7 @@ class Parity:
     prefill: chunking ("1", "64" a graph's size, "uneven") -> largest absolute logit or state error against stepping
     reasons: each broken bound as a sentence; for MISSING and ERROR, why
     hops:    the error in two parts, of quantised artifacts that name a place to tell them apart
-    compared: what was compared with and what not, where not every step and state was; else ""
+    compared: what was compared with and what not, where that was a file or not every step and state was; else ""
     drift:   of `free`, where there are steps enough to tell
     """
 

@@ -62,7 +62,9 @@ def record_trace(
     require_steps(tokens)
     if tokens > trace_file.MOST_TOKENS or (likeliest or 10) < 10 or (every is not None and every < 1):
         raise WrongCall(
-            f"cannot record {tokens} tokens, the state every {every}, the {likeliest} likeliest logits",
+            f"cannot record {tokens} tokens"
+            + (f", the state of every {every}" if every is not None else "")
+            + (f", the {likeliest} likeliest logits" if likeliest is not None else ""),
             hint=f"{trace_file.MOST_TOKENS} tokens at most, states every 1 or more, 10 likeliest or more",
         )
     model = open_model(checkpoint, ln_x_eps=ln_x_eps, state=state)

@@ -16,11 +16,11 @@ import runtimes
 from exporter.progress import Progress, silent
 from runtimes import manifest, registry
 from runtimes.contract import Artifact
-from runtimes.errors import CheckFailed, Missing, RwkvExportError, WrongCall
+from runtimes.errors import BadArtifact, CheckFailed, Missing, RwkvExportError, WrongCall, absent
 from runtimes.manifest import Coverage
 from runtimes.remote import conditions
 from runtimes.session import stored_initial_state
-from validation import bandwidth, diagnosis, energy, judge, machine, outcome, tolerances
+from validation import bandwidth, diagnosis, energy, judge, machine, outcome
 from validation.golden import Find, Golden, Open, Replay, find_checkpoint, open_reference, same_checkpoint
 from validation.hops import with_hops
 from validation.latency import time_session
@@ -32,7 +32,7 @@ from validation.parity import check
 from validation.profile import profiled
 from validation.quality import TOKENS, Text, measure_quality, measure_recorded, open_text, require_tokens, take_passage
 from validation.rows import Keep, forget
-from validation.tolerances import bound
+from validation.tolerances import bound, held_to
 from validation.trace import choose_tokens, require_steps
 
 T = TypeVar("T", Parity, Quality, Latency)
@@ -68,7 +68,16 @@ class Case(NamedTuple):
             requested=self.place,
             observed="",
             coverage=self.coverage,
+            digest=self.digest,
         )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's file; "" where it is gone."""
+        try:
+            return manifest.sha256(self.folder / manifest.FILE_NAME)
+        except OSError:
+            return ""
 
     @property
     def coverage(self) -> Coverage | None:
@@ -216,7 +225,8 @@ def attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str]
         return row(case, Outcome.FAIL, _sentence(error))
     except Exception as error:  # whatever a backend raises is a row, so that the other rows are not lost
         logger.debug("%s on %s", case.folder, case.place, exc_info=True)
-        return row(case, Outcome.ERROR, _sentence(error))
+        lacking = absent(error)
+        return row(case, Outcome.MISSING if lacking else Outcome.ERROR, _sentence(lacking or error))
 
 
 def _only_compiled(case: Case) -> bool:
@@ -252,10 +262,18 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _validate(case: Case, golden: Golden | Replay, progress: Progress) -> Parity:
-    row = bound(case.manifest.target.tolerance)
-    registry.require(case.place)  # before the reference is run for nothing
+def _opened(case: Case) -> Artifact:
+    """The artifact, every hash verified; raises BadArtifact, also where it is no longer the one that was listed."""
     artifact = manifest.open_artifact(case.folder)
+    if artifact.manifest != case.manifest:
+        raise BadArtifact(f"{case.folder} was replaced while this ran", hint="run again")
+    return artifact
+
+
+def _validate(case: Case, golden: Golden | Replay, progress: Progress) -> Parity:
+    row = held_to(case.manifest.target)
+    artifact = _opened(case)
+    registry.require(case.place)  # before the reference is run for nothing
     trace = golden.trace(artifact)
     itself = bound(row.itself) if row.itself else row
     sizes = [graph.tokens for graph in case.manifest.graphs]
@@ -271,15 +289,17 @@ def _validate(case: Case, golden: Golden | Replay, progress: Progress) -> Parity
 
 def reads_text(case: Case) -> bool:
     """Whether the artifact's tolerance has a bound for text."""
-    row = tolerances.load(tolerances.TABLE).get(case.manifest.target.tolerance)
-    return row is not None and row.text_kl is not None
+    try:
+        return held_to(case.manifest.target).text_kl is not None
+    except WrongCall:
+        return False
 
 
 def read_beside(case: Case, golden: Golden | Replay, text: Text, tokens: int, progress: Progress) -> Quality:
     """The row of a case that reads a text beside its checkpoint, or what was recorded of that."""
-    row = bound(case.manifest.target.tolerance)
+    row = held_to(case.manifest.target)
+    artifact = _opened(case)
     registry.require(case.place)
-    artifact = manifest.open_artifact(case.folder)
     if isinstance(golden, Replay):
         passage, logits = golden.passage(artifact), golden.trace(artifact).logits
         with closing(runtimes.open_on(artifact, case.place)) as session:
@@ -309,7 +329,7 @@ def _linted(cases: Sequence[Case], progress: Progress) -> dict[Path, Lint]:
 def _measure(
     case: Case, *, prompt: int, tokens: int, disturbed: list[str], profile: bool, progress: Progress
 ) -> Latency:
-    artifact = manifest.open_artifact(case.folder)
+    artifact = _opened(case)
     ids = choose_tokens(prompt, vocab=case.manifest.model.vocab, seed=0)
     text = f"timing {case.identity.artifact} on {case.place}"
     cool = conditions.at(case.place)

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from runtimes import manifest
 from runtimes.errors import WrongCall, did_you_mean
 from runtimes.schema import SchemaError, from_plain
 from validation.outcome import Bound
@@ -20,6 +21,21 @@ def bound(name: str) -> Bound:
     if name not in rows:
         raise WrongCall(f"unknown tolerance {name!r}", hint=did_you_mean(name, rows))
     return rows[name]
+
+
+def held_to(target: manifest.Target) -> Bound:
+    """The row that an artifact is held to; raises WrongCall as `bound` does.
+
+    It is the one that this version's target names for the precision, whatever the artifact's own manifest says: a wider
+    one would let a wrong artifact pass. Of targets that this version does not know, and on devices without torch, where
+    no target can be asked, the manifest's.
+    """
+    try:
+        from exporter import registry
+    except ImportError:
+        return bound(target.tolerance)
+    known = registry.targets().get(target.name)
+    return bound(known.precisions.get(target.precision, target.tolerance) if known else target.tolerance)
 
 
 @functools.cache

@@ -58,10 +58,10 @@ class Trace:
 
     @property
     def gaps(self) -> str:
-        """What of the run was not kept and is not compared, as a sentence; "" for none."""
+        """What was not kept and is not compared, and the file that all was read from, as a sentence; "" for neither."""
         steps, whole = len(self.tokens), sum(not isinstance(logits, Likeliest) for logits in self.logits)
         if len(self.kept) == steps and whole == steps:
-            return ""
+            return f"compared with {self.name}, which was recorded of the checkpoint before" if self.name else ""
         most = max((len(logits.ids) for logits in self.logits if isinstance(logits, Likeliest)), default=0)
         rest = f", at the others the {most} that count most and the sum of all others' probabilities" if most else ""
         return (

@@ -33,7 +33,7 @@ class BlockRecurrence(nn.Module, ABC):
 
     @abstractmethod
     def solve(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """As a call, of several tokens: a multiple of `block`, or fewer than that."""
+        """As a call, of several tokens: a multiple of `block`, or fewer than that; with a mask perhaps of one."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Any number of tokens: whole blocks first, then what is left over as a shorter block."""
@@ -128,6 +128,8 @@ def inverse(strictly_lower: Tensor) -> Tensor:
     one of an inverse, where powers of A grow as binomials when a token is repeated, and cancel.
     """
     size = strictly_lower.shape[-1]
+    if size == 1:
+        return identity(size, strictly_lower).expand_as(strictly_lower)
     levels = joined(size, strictly_lower)
     solved = identity(size, strictly_lower) + strictly_lower * levels[0]
     for level in range(1, levels.shape[0]):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from math import isfinite
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exporter.contract import ModelSpec, Spelling, Weights
+from exporter.models.blocks import BlockRecurrence
 from exporter.models.parameters import Take
 from exporter.models.primitives import HeadNorm, LayerNorm, last, previous
 from runtimes.contract import TensorSpec
@@ -158,6 +161,38 @@ def step_model(
     scopes = [take.at("blocks").at(str(i)) for i in range(spec.layers)]
     blocks = [Block(scope, spelling, *mixes(scope, i)) for i, scope in enumerate(scopes)]
     return StepModel(take, spelling, blocks)
+
+
+def check_step(spec: ModelSpec, model: nn.Module) -> None:
+    """Raise TypeError where a version's step and spec are at odds; nothing is computed."""
+    _check_names(spec, model)
+    _check_call(spec, model)
+
+
+def _check_names(spec: ModelSpec, model: nn.Module) -> None:
+    """Every block has the same state tensors and one recurrence, which targets look for by these names."""
+    kinds = [tensor.name.removeprefix("blocks.0.") for tensor in spec.state[: len(spec.state) // spec.layers]]
+    wanted = [f"blocks.{i}.{kind}" for i in range(spec.layers) for kind in kinds]
+    for tensor, name in zip_longest(spec.state, wanted):
+        if tensor is None or tensor.name != name or len(tensor.axes) != len(tensor.shape) or not isfinite(tensor.fill):
+            raise TypeError(f"name, axes or fill of a state tensor are wrong, expected {name}: {tensor}")
+    found = [name for name, part in model.named_modules() if isinstance(part, BlockRecurrence)]
+    if found != (wanted := [f"blocks.{i}.att.recurrence" for i in range(spec.layers)]):
+        raise TypeError(f"a time mix holds one BlockRecurrence: expected {wanted}, found {found}")
+
+
+def _check_call(spec: ModelSpec, model: nn.Module) -> None:
+    """One token, on shapes alone: the step takes the state tensors of the spec, and returns such."""
+    state = [torch.empty(tensor.shape, device="meta") for tensor in spec.state]
+    try:
+        _, *new = model(torch.empty(1, dtype=torch.int64, device="meta"), *state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in spec.state[: len(state) // spec.layers])
+        raise TypeError(f"the step does not take the state that the spec declares, {given}: {error}") from error
+    for tensor, made in zip_longest(spec.state, new):
+        if tensor is None or made is None or made.shape != tensor.shape:
+            shape = None if made is None else tuple(made.shape)
+            raise TypeError(f"the step returns a state tensor of shape {shape} where the spec declares {tensor}")
 
 
 def shift_state(i: int, part: str, width: int) -> TensorSpec:

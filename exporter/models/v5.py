@@ -34,8 +34,6 @@ def matches(names: Collection[str]) -> str | None:
     """5.2 renamed the bonus to time_faaaa; 5.1 brought the gate."""
     if "blocks.0.att.ln_x.weight" not in names or "blocks.0.att.time_decay" not in names:
         return None
-    if "blocks.0.att.time_maa_x" in names:
-        return None
     if "blocks.0.att.time_faaaa" in names:
         return "5.2"
     return "5.1" if "blocks.0.att.gate.weight" in names else "5.0"

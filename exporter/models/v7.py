@@ -31,8 +31,8 @@ DECAY = -math.exp(-0.5)  # w = exp(DECAY * sigmoid(.)) is the training code's ex
 
 
 def matches(names: Collection[str]) -> str | None:
-    """v7 has the bonus r_k; 7a adds deep embeddings and has its own file."""
-    return "7" if "blocks.0.att.r_k" in names and "blocks.0.ffn.s_emb.weight" not in names else None
+    """The bonus r_k is what no older version has."""
+    return "7" if "blocks.0.att.r_k" in names else None
 
 
 def dimensions(version: str, *, layers: int, width: int, head_size: int, vocab: int) -> Dimensions:

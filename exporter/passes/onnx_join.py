@@ -22,8 +22,6 @@ from exporter.models.blocks import BlockRecurrence
 DOMAIN = "rwkv_export"
 OPEN = "Recurrence"
 
-Attributes = Mapping[str, int | list[int]]
-
 Trace = Callable[[nn.Module, tuple[Tensor, ...]], ir.Model]
 """A module and example inputs to an ONNX model whose inputs are these and the module's parameters, in order."""
 

@@ -109,7 +109,10 @@ def export(job: Job, folder: Path) -> Written:
         mask = MASK if filled else None
         graphs.append(replace(made_for, output_rest=tuple(rest), then=tuple(then), up_to=filled, mask=mask))
     tools = {name: version(name) for name in ("torch", "coremltools")}
-    usage = {"Step it in Swift": SWIFT, **mil_pair.usage(job)}
+    swift = SWIFT.format(type=dtype, bytes=np.dtype(dtype).itemsize)
+    usage = {"Step it in Swift": swift, **mil_pair.usage(job)}
+    if len(pieces) > 1:
+        usage["Several packages"] = SEVERAL
     if any(graph.mask for graph in graphs):
         usage["Prompts of any length"] = USAGE
     precision = _precision(job)
@@ -225,15 +228,19 @@ let configuration = MLModelConfiguration()
 configuration.computeUnits = .cpuAndNeuralEngine
 let model = try MLModel(contentsOf: compiledURL, configuration: configuration)
 let table = try Data(contentsOf: tableURL, options: .alwaysMapped)          // vocab rows of the same length
-let row = try MLMultiArray(shape: [1, width], dataType: .float16)           // width: graphs[].lookup in manifest.json
-table.withUnsafeBytes { bytes in
-    row.dataPointer.copyMemory(from: bytes.baseAddress! + token * width * 2, byteCount: width * 2)
-}
+let row = try MLMultiArray(shape: [1, width as NSNumber], dataType: .{type})   // width: graphs[].lookup in the manifest
+table.withUnsafeBytes {{ bytes in
+    row.dataPointer.copyMemory(from: bytes.baseAddress! + token * width * {bytes}, byteCount: width * {bytes})
+}}
 inputs["row"] = MLFeatureValue(multiArray: row)          // beside every state tensor, filled as listed below
 let out = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
 // logits: the outputs named in the table above, one after another; what follows the vocabulary is padding
-for name in stateNames { inputs[name] = out.featureValue(for: name + "_next")! }   // hand arrays over, copy nothing
+for name in stateNames {{ inputs[name] = out.featureValue(for: name + "_next")! }}   // hand arrays over, copy nothing
 ```
 
 A prefill function takes the rows of its tokens at once, `[tokens, width]`; choose it with
 `configuration.functionName`."""
+
+SEVERAL = """The step is cut between layers, because one package would be too large. Open all packages of a row above,
+and call them in turn: the first takes the rows of the table and the last gives the logits, the outputs `hidden_...`
+and `first` of one are inputs of those after it, by name, and each has the state of its own layers."""

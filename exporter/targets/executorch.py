@@ -14,6 +14,7 @@ from exporter import calibration, keep, pte
 from exporter.contract import Job, ModelSpec, Spelling, Target, Written
 from exporter.models.layers import StepModel
 from exporter.passes import edge_fold, edge_views
+from exporter.quiet import quiet
 from runtimes.contract import Array
 from runtimes.manifest import Precision
 
@@ -83,8 +84,9 @@ def _quantised(job: Job, folder: Path) -> Written:
     wide = partial(keep.holds, job.options)
     wider = torch_quantise.quantise(model, job.spec, grid, job.progress, moments, wide=wide)
     kept = (*keep.kept(job.options, "float32"), *wider)
-    # Decomposed, torchao's tensors are constants of their own, which can be kept in a file of their own.
-    programs = {name: program.run_decompositions({}) for name, program in pte.traced(job, module=model).items()}
+    programs = pte.traced(job, module=model)
+    with quiet():  # decomposed, torchao's tensors are constants of their own, which can be kept in a file of their own
+        programs = {name: program.run_decompositions({}) for name, program in programs.items()}
     edge = _for_xnnpack(job, programs)
     precision = Precision(QUANTISED[job.precision], "products of int8, float32 around them", kept)
     return pte.written(job, edge, folder, precision=precision, tools=("torchao",))
@@ -100,7 +102,9 @@ def _lowered(job: Job) -> Any:
 
 def _for_xnnpack(job: Job, programs: Mapping[str, ExportedProgram]) -> Any:
     """Everything but lookups in one delegate, whatever the number of tokens."""
-    return pte.lowered(job, edge_fold.folded(programs), _xnnpack, passes=(edge_views.views,))
+    with quiet():
+        folded = edge_fold.folded(programs)
+    return pte.lowered(job, folded, _xnnpack, passes=(edge_views.views,))
 
 
 def _xnnpack() -> list[Any]:

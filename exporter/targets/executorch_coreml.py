@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,11 @@ def export(job: Job, folder: Path) -> Written:
     dtype = "float16" if job.precision == "fp16" else "float32"
     kept = (Kept("token ids, and state between calls", "int32, float32", "the program's own types"),)
     precision = Precision(dtype, dtype, kept if job.precision == "fp16" else ())
-    written = pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=("coremltools",))
+    usage = {"Step it in Swift": SWIFT.format(delegate="`backend_coreml`")}
+    tools = ("coremltools",)
+    written = pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=tools, usage=usage)
     pte_coreml.make_reproducible(folder / pte.PROGRAM, pte.methods(job.prefill))
-    return replace(written, usage={"Step it in Swift": SWIFT.format(delegate="`backend_coreml`")})
+    return written
 
 
 def _partitioner(job: Job) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -37,16 +36,20 @@ TARGETS = (
     ),
 )
 CALIBRATION = 256  # tokens
-PACKAGES = {"executorch": "executorch", "tosa_serializer": "--no-deps tosa-tools", "ethosu.vela": "ethos-u-vela"}
-"""Modules, and what to give pip for them."""
+PACKAGES = {
+    "executorch": ("executorch", "executorch"),
+    "tosa_serializer": ("tosa-tools", "--no-deps tosa-tools"),
+    "ethosu.vela": ("ethos-u-vela", "'rwkv-export[ethos-u]'"),
+}
+"""Modules, the packages that bring them, and what to give pip."""
 HELD = Kept("token ids, logits, and state between calls", "int32, float32", "the program's own types")
 
 
 def missing() -> str | None:
     """Arm's compiler, and what writes the graphs that it takes."""
-    for module, package in PACKAGES.items():
+    for module, (package, given) in PACKAGES.items():
         if not find_spec(module.partition(".")[0]) or not find_spec(module):
-            return f"the Python package {package.split()[-1]} is not installed (pip install {package})"
+            return f"the Python package {package} is not installed (pip install {given})"
     return None
 
 
@@ -69,8 +72,8 @@ def export(job: Job, folder: Path) -> Written:
         edge = pte.lowered(job, programs, lambda: _partitioners(npu), check=False)
     precision = Precision("int8", "int16", (HELD,))
     tools = ("torchao", "tosa-tools", "ethos-u-vela")
-    written = pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=tools)
-    return replace(written, usage={"What vela says": _summary(said.getvalue())})
+    usage = {"What vela says": _summary(said.getvalue())}
+    return pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=tools, usage=usage)
 
 
 def _traced(job: Job) -> dict[str, ExportedProgram]:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,8 @@ def export(job: Job, folder: Path) -> Written:
     compiler = _compiler()
     programs = folded(pte.traced(job, ids=torch.int32))
     edge = pte.lowered(job, programs, lambda: [compiler.MLXPartitioner()])
-    written = pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32)
-    return replace(written, usage={"Step it in Swift": SWIFT.format(delegate="its MLX delegate")})
+    usage = {"Step it in Swift": SWIFT.format(delegate="its MLX delegate")}
+    return pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32, usage=usage)
 
 
 def _installed() -> Path | None:

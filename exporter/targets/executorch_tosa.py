@@ -29,7 +29,8 @@ PROFILE = "TOSA-1.0+FP"
 
 def missing() -> str | None:
     """The delegate writes graphs with a serialiser that comes with the reference model."""
-    return None if find_spec("tosa_serializer") else "the Python package tosa-tools is not installed"
+    absent = "the Python package tosa-tools is not installed (pip install --no-deps tosa-tools)"
+    return None if find_spec("tosa_serializer") else absent
 
 
 def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
@@ -41,7 +42,7 @@ def export(job: Job, folder: Path) -> Written:
     programs = folded(pte.traced(job, ids=torch.int32))
     edge = pte.lowered(job, programs, _partitioners)
     precision = Precision("float32", "float32")
-    return pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=("tosa-tools",))
+    return pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=("tosa-tools",), usage={})
 
 
 def _partitioners() -> list[Any]:

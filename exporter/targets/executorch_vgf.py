@@ -37,7 +37,7 @@ def missing() -> str | None:
     if not find_spec("executorch"):
         return "the Python package executorch is not installed"
     if not find_spec("tosa_serializer"):
-        return "the Python package tosa-tools is not installed"
+        return "the Python package tosa-tools is not installed (pip install --no-deps tosa-tools)"
     converter = _converter()
     if not converter:
         return "Arm's model-converter is not on the PATH: `pip install ai-ml-sdk-model-converter` brings it"

@@ -45,4 +45,4 @@ def export(job: Job, folder: Path) -> Written:
 
     programs = folded(for_vulkan(pte.traced(job, ids=torch.int32)))
     edge = pte.lowered(job, programs, lambda: [WebGPUPartitioner()])
-    return pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32)
+    return pte.written(job, edge, folder, precision=Precision("float32", "float32"), ids=torch.int32, usage={})

@@ -176,7 +176,10 @@ def _tools() -> dict[str, str]:
 def _usage(named: ports.Ports, step: Graph) -> str:
     first, *_ = named.state
     ports = {"tokens": named.tokens, "logits": named.logits, "input": first.input, "output": first.output}
-    return USAGE.format(file=step.file, data=DATA, **ports)
+    ids = "intArrayOf(token)" if step.input_dtype == "int32" else "longArrayOf(token)"
+    for _ in range(named.leading):
+        ids = f"arrayOf({ids})"
+    return USAGE.format(file=step.file, data=DATA, ids=ids, **ports)
 
 
 USAGE = """Any ONNX Runtime package opens `{file}` (keep `{data}` beside it). In Kotlin, with
@@ -184,10 +187,11 @@ USAGE = """Any ONNX Runtime package opens `{file}` (keep `{data}` beside it). In
 
 ```kotlin
 val env = OrtEnvironment.getEnvironment()
-val session = env.createSession("{file}")
-// inputs: {tokens} and every state input, e.g. {input}; start from the fill values below
-session.run(inputs).use {{ out ->
-    val logits = out.get("{logits}").get()          // the next token's logits
-    val shift = out.get("{output}").get()           // becomes {input} of the next call
-}}
-```"""
+val session = env.createSession("$folder/{file}")
+val ids = OnnxTensor.createTensor(env, {ids})
+val out = session.run(state + mapOf("{tokens}" to ids))             // state: by input, filled as listed below
+val logits = (out["{logits}"].get() as OnnxTensor).floatBuffer      // the next token's
+next["{input}"] = out["{output}"].get() as OnnxTensor               // and so for every state tensor
+```
+
+The new state lies in what a call returned: close that only after the call that took the state."""

@@ -32,7 +32,7 @@ PROGRAM, DIGEST = "main.mlirb", "main.hash"  # of an .aimodel
 def missing(device: str) -> str | None:
     """The interpreter runs on any processor; a GPU or a Neural Engine is the operating system's to lend."""
     if find_spec("coreai") is None:
-        return "the Python package coreai-core is not installed"
+        return "the Python package coreai-core is not installed (pip install 'rwkv-export[coreai]')"
     if device == "cpu":
         return None
     if platform.system() != "Darwin":

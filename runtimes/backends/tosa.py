@@ -19,15 +19,15 @@ READS = (".pte",)
 DEVICES = ("reference",)
 
 DELEGATE = "TOSABackend"
-PACKAGES = {"executorch": "executorch", "tosa_reference_model": "tosa-tools"}
-"""Modules, and the Python packages that bring them."""
+PACKAGES = {"executorch": "executorch", "tosa_reference_model": "--no-deps tosa-tools"}
+"""Modules, and what to give pip for them."""
 
 
 def missing(device: str) -> str | None:
     """Whether the reference model is installed, and what reads programs."""
     for module, package in PACKAGES.items():
         if find_spec(module) is None:
-            return f"the Python package {package} is not installed"
+            return f"the Python package {package.split()[-1]} is not installed (pip install {package})"
     return None
 
 

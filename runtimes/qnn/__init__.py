@@ -20,7 +20,7 @@ from runtimes.qnn.device import accept_narrow_configs
 ROOT = "QNN_SDK_ROOT"
 PACKAGE = "onnxruntime_qnn"
 HTP, SYSTEM = "libQnnHtp.so", "libQnnSystem.so"
-INSTALL = f"set {ROOT} to a Qualcomm AI Engine Direct SDK, or pip install onnxruntime-qnn"
+INSTALL = f"set {ROOT} to a Qualcomm AI Engine Direct SDK, or pip install 'rwkv-export[qnn]'"
 
 
 def missing() -> str | None:
@@ -31,9 +31,9 @@ def missing() -> str | None:
         return "the Python package executorch is not installed"
     folder = libraries()
     if folder is None:
-        return f"there are no QNN libraries: {ROOT} is not set and the Python package onnxruntime-qnn is not installed"
+        return f"there are no QNN libraries: {INSTALL}"
     absent = [name for name in (HTP, SYSTEM) if not (folder / name).is_file()]
-    return f"{folder} lacks {' and '.join(absent)}" if absent else None
+    return f"{folder} lacks {' and '.join(absent)}: {INSTALL}" if absent else None
 
 
 def libraries() -> Path | None:
@@ -52,7 +52,7 @@ def prepare() -> None:
     """
     reason, folder = missing(), libraries()
     if reason or not folder:
-        raise Missing(str(reason), hint=INSTALL)
+        raise Missing(str(reason))
     os.environ.setdefault(ROOT, "")
     _load(folder)
 

@@ -11,11 +11,12 @@ from rwkv_export.options import Artifacts, JsonFile, Junit, Markdown, On, Prompt
 
 Profile = Annotated[
     bool,
-    typer.Option("--profile", metavar="", help="Also show where a token's time goes: kernels, operators, overhead."),
+    typer.Option("--profile", help="Also show where a token's time goes: kernels, operators, overhead."),
 ]
 
 CoolDown = Annotated[
-    int, typer.Option(min=0, help="Seconds to rest before each measurement; phones and boards heat up.")
+    int,
+    typer.Option(min=0, help="Seconds to rest before each measurement; phones and boards heat up."),
 ]
 
 
@@ -33,16 +34,17 @@ def bench(
     markdown: Markdown = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure load time, first token, prefill and decode, with where the work really ran and warnings that diagnose.
+    """Measure load time, first token, prefill, decode and memory.
 
-    Keeps every sample: `--json` writes them, `report` draws them, `compare` tests whether two runs differ.
-    `--profile` takes a session of its own, so that it leaves the samples undisturbed.
+    Says where the work really ran, and warns of what makes a measurement odd. Keeps every sample: `--json` writes them,
+    `report` draws them, `compare` tests whether two runs differ. `--profile` takes a session of its own, so that it
+    leaves the samples undisturbed.
 
     Examples:
-      rwkv-export bench out/tiny.onnx-cpu.fp32
+      rwkv-export bench out/austen-7-1.9m.onnx-cpu.fp32
       rwkv-export bench out/* --prompt 256 --tokens 64 --json today.json
       rwkv-export bench out/* --threads 1 --on ort:cpu --on ort:cpu-fused
-      rwkv-export bench out/tiny.executorch-xnnpack.fp32 --profile
+      rwkv-export bench out/austen-7-1.9m.executorch-xnnpack.fp32 --profile
       rwkv-export bench out/* --on ssh://pi@board/ort:cpu --cool-down 60
     """
     import validation

@@ -9,13 +9,14 @@ import typer
 
 from rwkv_export.options import Quiet
 
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Where everything goes.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", file_okay=False, help="Where everything goes.")]
 
 
 def demo(*, out: Out = Path("out/demo"), quiet: Quiet = False) -> None:
-    """Export the bundled model to ONNX, Core ML and ExecuTorch, validate and measure each, and let one write text.
+    """The bundled model through all of it: exported, proven, timed.
 
-    Needs no download and no device. Writes artifacts, results.json and report.html. Exit codes as of `validate`.
+    Exports it to ONNX, Core ML and ExecuTorch, validates and measures each, and lets one write a few lines. Needs no
+    download and no device. Writes artifacts, results.json and report.html.
 
     Examples:
       rwkv-export demo

@@ -7,35 +7,61 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Json, Quiet, complete_targets, pairs, sizes
+from rwkv_export import completion
+from rwkv_export.options import OUTPUT, Json, LnXEps, Quiet, Source, State, pairs, sizes
 
-Checkpoint = Annotated[
-    Path | None,
-    typer.Argument(help="A .pth or .safetensors file, or a Hugging Face folder.", show_default="the bundled model"),
-]
 Targets = Annotated[
     list[str],
     typer.Option(
-        "--target", "-t", metavar="NAME", autocompletion=complete_targets, help="Repeatable. See `rwkv-export targets`."
+        "--target",
+        "-t",
+        metavar="NAME",
+        autocompletion=completion.targets,
+        help="What to make; `rwkv-export targets` lists them. Repeatable.",
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", "-p", metavar="NAME", help="Of the weights.", show_default="the target's first"),
+    typer.Option(
+        "--precision",
+        "-p",
+        metavar="NAME",
+        autocompletion=completion.precisions,
+        help="Of the weights.",
+        show_default="the target's first",
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the artifact folders go.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where artifact folders go.", rich_help_panel=OUTPUT)
+]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", "-O", metavar="NAME=VALUE", help="A choice the target offers. Repeatable."),
+    typer.Option(
+        "--option",
+        "-O",
+        metavar="NAME=VALUE",
+        autocompletion=completion.options,
+        help="A choice the target offers. Repeatable.",
+    ),
 ]
 Prefill = Annotated[
-    str, typer.Option(metavar="T,T", help="Also write graphs that take T tokens at once: 4,16. Large ones take long.")
+    str,
+    typer.Option(metavar="T,T", help="Also write graphs that take T tokens of a prompt at once: 16,64."),
 ]
 Names = Annotated[
     str | None,
-    typer.Option("--names", "--layout", metavar="SCHEME", help="Short for -O names=SCHEME, such as rwkv-mobile."),
+    typer.Option(
+        "--names",
+        "--layout",
+        metavar="SCHEME",
+        autocompletion=completion.names,
+        help="Short for -O names=SCHEME, such as rwkv-mobile.",
+    ),
 ]
-Soc = Annotated[str | None, typer.Option(metavar="NAME", help="Short for -O soc=NAME, such as sm8750.")]
+Soc = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", autocompletion=completion.socs, help="Short for -O soc=NAME, such as sm8750."),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
@@ -46,14 +72,10 @@ Calibration = Annotated[
         show_default="one that comes along",
     ),
 ]
-LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
-State = Annotated[
-    Path | None, typer.Option(metavar="FILE", exists=True, help="A tuned initial state to ship with the model.")
-]
 
 
 def export(
-    checkpoint: Checkpoint = None,
+    checkpoint: Source = None,
     *,
     targets: Targets,
     precision: Precision = None,
@@ -68,9 +90,10 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a checkpoint into artifact folders, one a target: graph files, tokenizer, manifest.json and a README.
+    """Turn a checkpoint into artifact folders, one for each target.
 
-    Prints the folders, one a line. Folders appear whole or not at all; the same input gives the same bytes.
+    In each: graph files, tokenizer, manifest.json and a README. Prints the folders, one a line. Folders appear whole or
+    not at all; the same input gives the same bytes.
 
     Examples:
       rwkv-export export -t onnx-cpu

@@ -7,16 +7,24 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Json, Quiet
+from rwkv_export.options import OUTPUT, Json, Quiet
 
 Reference = Annotated[
     str, typer.Argument(metavar="OWNER/REPO[/FILE]", help="A file, or a repository that is a model folder.")
 ]
 Into = Annotated[
     Path | None,
-    typer.Option("--into", "-o", metavar="DIR", file_okay=False, help="Where to put it.", show_default="this folder"),
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        file_okay=False,
+        help="Where to put it.",
+        show_default="this folder",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the newest")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit.", show_default="the newest")]
 
 
 def fetch(
@@ -27,9 +35,10 @@ def fetch(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download a checkpoint from the Hugging Face Hub: resumed after a break, checked against its hash.
+    """Download a checkpoint from the Hugging Face Hub.
 
-    Prints where it is, or with --json what is in it. HF_ENDPOINT names a mirror; `hf auth login` opens gated ones.
+    Resumed after a break, checked against its hash. Prints where it is, or with --json what is in it. HF_ENDPOINT names
+    a mirror; `hf auth login` opens gated ones.
 
     Examples:
       rwkv-export fetch BlinkDL/rwkv-7-world/RWKV-x070-World-0.1B-v2.8.pth

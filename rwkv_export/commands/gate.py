@@ -29,7 +29,7 @@ Baseline = Annotated[
 FailOn = Annotated[
     str | None,
     typer.Option(
-        metavar="CHECKS",
+        metavar="CHECK,CHECK",
         help="What fails: parity, as `validate` has it; latency:1.10x, above 1.10 times the baseline's.",
         show_default="parity, and latency:1.10x with a baseline",
     ),
@@ -52,11 +52,12 @@ def gate(
     markdown: Markdown = None,
     quiet: Quiet = False,
 ) -> None:
-    """For continuous integration: validate, time, and fail what is wrong or slower than before, in one sentence each.
+    """Fail a build that got wrong or slower.
 
-    Slower means that the medians differ by more than the ratio, that a Mann-Whitney U test on the raw samples says
-    that this is no accident, and that a second measurement says so too. Exit code 0: all is well. 1: something is
-    wrong or slower. 3: something could not run here, or the baseline cannot tell. `bench --json` makes a baseline.
+    For continuous integration. Validates and times each artifact, and says what is wrong or slower than before in a
+    sentence each. Slower means that the medians differ by more than the ratio, that a Mann-Whitney U test on the raw
+    samples says that this is no accident, and that a second measurement says so too. `bench --json` makes a baseline.
+    Exit code 3 also where a baseline cannot tell.
 
     Examples:
       rwkv-export gate out/* --markdown summary.md --junit gate.xml

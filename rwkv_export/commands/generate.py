@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkv_export.options import Json, Quiet, complete_places
+from rwkv_export import completion
+from rwkv_export.options import Artifact, Json, Quiet, few
 
 if TYPE_CHECKING:
     from runtimes.generate import Spent
 
-Artifact = Annotated[Path, typer.Argument(help="An artifact folder.", show_default=False)]
-Prompt = Annotated[str, typer.Argument(help="The text to continue; empty starts a new one.")]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; without it, a new one.")]
 On = Annotated[
     str | None,
     typer.Option(
         metavar="RUNTIME:DEVICE",
-        autocompletion=complete_places,
+        autocompletion=completion.places,
         show_default="the place it was made for",
         help="Where to run.",
     ),
 ]
-Tokens = Annotated[int, typer.Option(min=0, help="At most this many tokens.")]
+Tokens = Annotated[int, typer.Option(min=0, callback=few, help="At most this many tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(max=1, help="Draw from the likeliest tokens that sum to this.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default="random")]
@@ -43,12 +42,14 @@ def generate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a prompt with an artifact, as it runs on the device. The text is printed as it comes, then its speed.
+    """Continue a prompt with an artifact, as it runs on the device.
+
+    The text is printed as it comes, then its speed.
 
     Examples:
-      rwkv-export generate out/tiny.onnx-cpu.fp32 "The river"
-      rwkv-export generate out/tiny.coreml.fp16 "The river" --on mil:cpu
-      rwkv-export generate out/tiny.onnx-cpu.fp32 "The river" --temperature 0
+      rwkv-export generate out/austen-7-1.9m.onnx-cpu.fp32 "The river"
+      rwkv-export generate out/austen-7-1.9m.coreml.fp16 "The river" --on mil:cpu
+      rwkv-export generate out/austen-7-1.9m.onnx-cpu.fp32 --temperature 0
     """
     from runtimes.generate import Spent, continue_text
     from rwkv_export import output

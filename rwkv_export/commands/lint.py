@@ -11,19 +11,19 @@ from rwkv_export.options import Json, Quiet
 
 Things = Annotated[
     list[Path],
-    typer.Argument(metavar="ARTIFACT...", help="Artifact folders, or .mlpackage folders.", show_default=False),
+    typer.Argument(metavar="ARTIFACT", help="Artifact folders, or .mlpackage folders.", show_default=False),
 ]
 
 
 def lint(artifacts: Things, *, json: Json = False, quiet: Quiet = False) -> None:
-    """What is known to keep a Core ML program off the Neural Engine, read from the saved file without running it.
+    """What is known to keep a Core ML program off the Neural Engine.
 
-    The engine has no public specification: docs/lint.md says who reports each rule. So no finding is no proof that a
-    model runs there, only a Mac or an iPhone shows that. Exit code 0: no error. 1: a rule found an error. 2: an
-    artifact holds no Core ML program.
+    Read from the saved file without running it. The engine has no public specification: docs/lint.md says who reports
+    each rule. So no finding is no proof that a model runs there, only a Mac or an iPhone shows that. Exit code 1: a
+    rule found an error; warnings alone do not fail.
 
     Examples:
-      rwkv-export lint out/tiny.coreml-ane.fp16
+      rwkv-export lint out/austen-7-1.9m.coreml-ane.fp16
       rwkv-export lint out/* --json | jq '.[].findings'
     """
     from rwkv_export import findings, output

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Checkpoint, Json, Quiet, complete_places
+from rwkv_export import completion
+from rwkv_export.options import Artifact, Checkpoint, Json, Quiet, Steps
 
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder.", show_default=False)]
 Place = Annotated[
     str | None,
     typer.Option(
         "--on",
         metavar="RUNTIME:DEVICE",
-        autocompletion=complete_places,
+        autocompletion=completion.places,
         show_default="the place it was made for",
         help="Where to run. Values inside the graph are seen in ort:cpu and mil:cpu.",
     ),
 ]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
 
 
 def localise(
@@ -28,26 +26,27 @@ def localise(
     *,
     on: Place = None,
     checkpoint: Checkpoint = None,
-    tokens: Tokens = 4,
+    steps: Steps = 4,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the first place where an artifact is no longer its checkpoint: the layer, the operation, the likely cause.
+    """Find where an artifact first departs from its checkpoint.
 
-    Every value inside the artifact's graph is compared with what the checkpoint's own operation gives for the same
-    inputs, so that an error shows where it is made and not where it is inherited. Where a runtime shows no values, what
-    each layer returns as its state is compared. Exit code 0: nothing is lost. 1: parity is lost. 3: it cannot run here.
+    Names the layer, the operation and the likely cause. Every value inside the artifact's graph is compared with what
+    the checkpoint's own operation gives for the same inputs, so that an error shows where it is made and not where it
+    is inherited. Where a runtime shows no values, what each layer returns as its state is compared. Exit code 1: it
+    departs.
 
     Examples:
-      rwkv-export localise out/tiny.onnx-cpu.fp32
-      rwkv-export localise out/tiny.coreml.fp16 --on mil:cpu --tokens 16
-      rwkv-export localise out/tiny.onnx-cpu.int4 --json | jq .first.cause
+      rwkv-export localise out/austen-7-1.9m.onnx-cpu.fp32
+      rwkv-export localise out/austen-7-1.9m.coreml.fp16 --on mil:cpu --steps 16
+      rwkv-export localise out/austen-7-1.9m.onnx-cpu.int4 --json | jq .first
     """
     from rwkv_export import localised, output
     from validation.localise import localise as search
 
     with output.talking(quiet) as progress:
-        found = search(artifact, on=on, checkpoint=checkpoint, tokens=tokens, progress=progress)
+        found = search(artifact, on=on, checkpoint=checkpoint, tokens=steps, progress=progress)
     if json:
         output.print_json(found)
     else:

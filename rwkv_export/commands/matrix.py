@@ -7,18 +7,26 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Quiet
+from rwkv_export.options import OUTPUT, Quiet
 
-Plan = Annotated[Path, typer.Argument(metavar="PLAN.toml", exists=True, dir_okay=False, help="What to run where.")]
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", exists=True, dir_okay=False, help="What to run where.")]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", file_okay=False, help="Gets a file a cell, and report.html.")
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        file_okay=False,
+        help="Gets results of each cell, and report.html.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Of a Dask cluster.", show_default="this machine, one cell after another"),
 ]
 Retries = Annotated[int, typer.Option(min=0, help="Further tries of a cell that crashed.")]
-Again = Annotated[bool, typer.Option("--again", metavar="", help="Also run what has a result already.")]
+Again = Annotated[bool, typer.Option("--again", help="Also run what has a result already.")]
 
 
 def matrix(
@@ -30,7 +38,7 @@ def matrix(
     again: Again = False,
     quiet: Quiet = False,
 ) -> None:
-    r"""Validate and time many artifacts on many devices, and write one page about all of them.
+    r"""Validate and time many artifacts on many devices; one report.
 
     A plan names artifact folders and devices; what a device can read makes cells:
       artifacts = ["out/*"]              # beside the plan
@@ -51,7 +59,7 @@ def matrix(
     A run that was stopped goes on; what was missing or broke is tried again.
     With --scheduler the cells run on the workers of a Dask cluster, started as
       dask worker ADDRESS --resources "sm8750=1"
-    and never two at once on one machine. Exit codes as of validate, over all cells.
+    and never two at once on one machine.
 
     Examples:
       rwkv-export matrix plan.toml

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Artifacts, Checkpoint, JsonFile, On, Quiet, text_file
+from rwkv_export.options import Artifacts, Checkpoint, JsonFile, On, Quiet, TextTokens, text_file
 
 Text = Annotated[Path | None, text_file()]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
 Lambada = Annotated[
     Path | None,
     typer.Option(metavar="FILE", exists=True, dir_okay=False, help='Also guess last words: JSON lines with "text".'),
@@ -24,7 +23,7 @@ Mmlu = Annotated[
         help="Also answer questions with four choices: .csv, or JSON lines with question, choices and answer.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Examples of each file, the first.", show_default="all")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Examples to take of each.", show_default="all")]
 
 
 def quality(
@@ -33,18 +32,18 @@ def quality(
     on: On = None,
     checkpoint: Checkpoint = None,
     text: Text = None,
-    tokens: Tokens = 512,
+    tokens: TextTokens = 512,
     lambada: Lambada = None,
     mmlu: Mmlu = None,
     limit: Limit = None,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """What each precision costs, as one table: size, perplexity, KL, agreement, questions, beside the checkpoint.
+    """What each precision costs, as one table beside the checkpoint.
 
-    Artifacts of one checkpoint and the checkpoint itself in float32 read the same text and answer the same questions.
-    Nothing is downloaded: files of questions are yours. Exit codes as of `validate`: 1 where a mean KL breaks the
-    bound of its precision.
+    Size, perplexity, KL, agreement and questions: artifacts of one checkpoint and the checkpoint itself in float32 read
+    the same text and answer the same questions. Nothing is downloaded: files of questions are yours. Exit code 1: a
+    mean KL breaks the bound of its precision.
 
     Examples:
       rwkv-export quality out/*

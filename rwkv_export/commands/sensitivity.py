@@ -7,45 +7,50 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Quiet, complete_targets, output_file, text_file
+from rwkv_export import completion
+from rwkv_export.options import STDOUT, LnXEps, Quiet, Source, TextTokens, output_file, text_file
 
-Checkpoint = Annotated[
-    Path | None,
-    typer.Argument(help="A .pth or .safetensors file, or a Hugging Face folder.", show_default="the bundled model"),
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        "-p",
+        metavar="NAME",
+        autocompletion=completion.precisions,
+        help="As `export` would quantise.",
+    ),
 ]
-Precision = Annotated[str, typer.Option("--precision", "-p", metavar="NAME", help="As `export` would quantise.")]
 Target = Annotated[
     str | None,
     typer.Option(
         "--target",
         "-t",
         metavar="NAME",
-        autocompletion=complete_targets,
+        autocompletion=completion.targets,
         help="Whose quantiser.",
         show_default="the first target that has the precision",
     ),
 ]
 Text = Annotated[Path | None, text_file()]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
-Grow = Annotated[float, typer.Option(help="By what part of their quantised size keeping may grow the matrices.")]
-LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
+Grow = Annotated[float, typer.Option(help="How much larger all matrices may get by keeping some: 0.25 is a quarter.")]
 JsonFile = Annotated[
     Path | None,
     output_file(
-        "--json", "Also write all numbers to this file as they come; what it has already is not measured again."
+        "--json",
+        "Also write all numbers to this file as they come; what it has already is not measured again; - prints them.",
     ),
 ]
-Page = Annotated[Path | None, output_file("--report", "Also write a page with plots.", "-o")]
+Page = Annotated[Path | None, output_file("--report", "Also write a page with plots.")]
 KeepFile = Annotated[Path | None, output_file("--keep", "Also write the recommended list, for `export -O keep=FILE`.")]
 
 
 def sensitivity(
-    checkpoint: Checkpoint = None,
+    checkpoint: Source = None,
     *,
     precision: Precision,
     target: Target = None,
     text: Text = None,
-    tokens: Tokens = 512,
+    tokens: TextTokens = 512,
     grow: Grow = 0.25,
     ln_x_eps: LnXEps = None,
     json: JsonFile = None,
@@ -53,11 +58,11 @@ def sensitivity(
     keep: KeepFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """What quantising each matrix costs on a text when everything else is float32, and which are worth keeping.
+    """Which matrices lose most when quantised, and which to keep.
 
-    The mean KL between what the model predicts in float32 and with one matrix quantised; the same for each layer and
-    for everything. No artifact is made: matrices are rounded by the quantiser that `export` uses, and takes the
-    list as `-O keep=FILE`. Stopped in between, a run with --json goes on where it was.
+    Measures the mean KL between what the model predicts of a text in float32 and with one matrix quantised; the same
+    for each layer and for everything. No artifact is made: matrices are rounded by the quantiser that `export` uses,
+    which takes the list as `-O keep=FILE`. Stopped in between, a run with --json goes on where it was.
 
     Examples:
       rwkv-export sensitivity -p int4
@@ -77,8 +82,8 @@ def sensitivity(
             target=target,
             tokens=tokens,
             grow=grow,
-            known=json,
+            known=None if json == STDOUT else json,
             save=sensitivities.saver(json),
             progress=progress,
         )
-    sensitivities.deliver(found, report=report, keep=keep)
+    sensitivities.deliver(found, json=json, report=report, keep=keep)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Artifacts, Quiet, Seed
+from rwkv_export.options import OUTPUT, Artifacts, Checkpoint, Prompt, Quiet, Seed, Steps, Tokens
 
 Places = Annotated[
     list[str] | None,
@@ -18,25 +18,17 @@ Places = Annotated[
         help="Where in the browser: web:wasm-1, web:wasm-4, web:webgpu, web:webnn-npu. Repeatable.",
     ),
 ]
-Local = Annotated[
-    bool, typer.Option("--local", metavar="", help="Only this machine, or a phone on its USB port, over plain HTTP.")
-]
+Local = Annotated[bool, typer.Option("--local", help="Only this machine, or a phone on its USB port, over plain HTTP.")]
 Host = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Address to listen on.", show_default="this machine's in its network"),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
-Once = Annotated[bool, typer.Option("--once", metavar="", help="Stop when the first browser is done.")]
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", file_okay=False, help="Where results go.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True, metavar="FILE", help="What to compare with.", show_default="the checkpoint it was made from"
-    ),
+Once = Annotated[bool, typer.Option("--once", help="Stop when the first browser is done.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="FOLDER", file_okay=False, help="Where results go.", rich_help_panel=OUTPUT),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Tokens to compare over.")]
-Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt that prefill is measured with.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate, each one sample.")]
 OrtWeb = Annotated[
     Path | None,
     typer.Option(
@@ -66,17 +58,18 @@ def serve(
     ort_web: OrtWeb = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make any phone, tablet or laptop a measured target: open the address in its browser, no app is needed.
+    """Validate and time artifacts in the browser of any device.
 
-    The page runs each ONNX artifact in every place the browser has: the CPU through wasm, the GPU through WebGPU, and
-    WebNN. Every logit and state is compared with the checkpoint here, as `validate` does, and timed there, as `bench`
-    does. Results are written as they come, a file a browser, which `report` and `compare` read. Ctrl-C ends it.
-    docs/devices/browser.md says what a phone's warning about the certificate means. Exit codes as of `validate`.
+    Open the address in its browser, no app is needed. The page runs each ONNX artifact in every place the browser has:
+    the CPU through wasm, the GPU through WebGPU, and WebNN. Every logit and state is compared with the checkpoint here,
+    as `validate` does, and timed there, as `bench` does. Results are written as they come, a file a browser, which
+    `report` and `compare` read. Ctrl-C ends it. docs/devices/browser.md says what a phone's warning about the
+    certificate means.
 
     Examples:
-      rwkv-export serve out/tiny.onnx-cpu.fp32
+      rwkv-export serve out/austen-7-1.9m.onnx-cpu.fp32
       rwkv-export serve out/* --on web:webgpu --on web:wasm-4
-      rwkv-export serve out/tiny.onnx-cpu.fp32 --local --once
+      rwkv-export serve out/austen-7-1.9m.onnx-cpu.fp32 --local --once
     """
     from rwkv_export import output, results, serving
     from validation.serve.prepare import prepare

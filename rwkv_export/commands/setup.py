@@ -6,18 +6,25 @@ from typing import Annotated
 
 import typer
 
+from rwkv_export import completion
 from rwkv_export.options import Json, Quiet
 
 Name = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="What to set up.", show_default="list what there is")
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        autocompletion=completion.environments,
+        help="What to set up.",
+        show_default="list what there is",
+    ),
 ]
 
 
 def setup(name: Name = None, *, json: Json = False, quiet: Quiet = False) -> None:
-    """Make a Python environment of its own for a toolchain that cannot share ours; without a name, list them.
+    """Install a toolchain that needs a Python environment of its own.
 
-    It goes into the user's cache folder, whole or not at all, with exact versions; one that is there already costs
-    nothing. Removing its folder undoes it. Exit code 3: this machine or its Python does not fit, or pip failed.
+    Without a name, list them. It goes into the user's cache folder, whole or not at all, with exact versions; one that
+    is there already costs nothing. Removing its folder undoes it.
 
     Examples:
       rwkv-export setup

@@ -7,15 +7,20 @@ from typing import Annotated
 
 import typer
 
+from rwkv_export import completion
 from rwkv_export.options import Json, Quiet, Seed, output_file
 
-Version = Annotated[str, typer.Option(metavar="VERSION", help="Such as 5.2 or 7a; a wrong one is answered with all.")]
-Size = Annotated[str, typer.Option(metavar="SIZE", help="Such as tiny or 0.1b; a wrong one is answered with all.")]
+Version = Annotated[
+    str, typer.Option(metavar="NAME", autocompletion=completion.versions, help="4, 5.0, 5.1, 5.2, 6, 7 or 7a.")
+]
+Size = Annotated[
+    str, typer.Option(metavar="NAME", autocompletion=completion.sizes, help="tiny, or 0.1b to 7b as official models.")
+]
 Layers = Annotated[int | None, typer.Option(help="Depth.", show_default="of the size")]
 Width = Annotated[int | None, typer.Option(help="Width, a multiple of the head size.", show_default="of the size")]
-HeadSize = Annotated[int | None, typer.Option(help="Width of a head, 64 if not given.")]
+HeadSize = Annotated[int | None, typer.Option(help="Width of a head.", show_default="64")]
 Vocab = Annotated[int | None, typer.Option(help="Rows of the embedding.", show_default="of the size")]
-Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="bf16, fp16 or fp32.")]
+Dtype = Annotated[str, typer.Option(metavar="NAME", autocompletion=completion.dtypes, help="bf16, fp16 or fp32.")]
 Out = Annotated[Path, output_file("--out", "A .pth or .safetensors file.", "-o")]
 
 
@@ -33,9 +38,10 @@ def synth(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint with random weights at real shapes, for tests and speed. It says nothing sensible.
+    """Write a checkpoint with random weights at real shapes.
 
-    The same arguments give the same tensors. Prints the file's name, or with --json what is in it.
+    For tests and speed: it says nothing sensible. The same arguments give the same tensors. Prints the file's name, or
+    with --json what is in it.
 
     Examples:
       rwkv-export synth -o tiny.pth

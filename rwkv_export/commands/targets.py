@@ -6,7 +6,7 @@ from rwkv_export.options import Json, Quiet
 
 
 def targets(json: Json = False, quiet: Quiet = False) -> None:
-    """What can be exported and where it can run, on this machine; what is missing, with the reason.
+    """What this machine can export and run; what is missing, and why.
 
     Examples:
       rwkv-export targets

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rwkv_export.options import Quiet, Seed, output_file, text_file
+from rwkv_export.options import LnXEps, Quiet, Seed, Source, State, few, output_file, text_file
 
-Checkpoint = Annotated[
-    Path | None,
-    typer.Argument(help="A .pth or .safetensors file, or a Hugging Face folder.", show_default="the bundled model"),
-]
 Out = Annotated[Path, output_file("--out", "The trace, a .safetensors file.", "-o")]
-Tokens = Annotated[int, typer.Option(min=4, help="Tokens to record.")]
+Tokens = Annotated[int, typer.Option(min=4, callback=few, help="Tokens to record.")]
 Text = Annotated[Path | None, text_file()]
 Every = Annotated[
     int | None,
-    typer.Option(min=1, help="Keep the state and all logits of every so many tokens.", show_default="a quarter of all"),
+    typer.Option(
+        min=1,
+        help="Keep the state and all logits of every so many tokens.",
+        show_default="a quarter of all",
+    ),
 ]
 Top = Annotated[
     int | None,
@@ -29,14 +29,10 @@ Top = Annotated[
         show_default="64, or all where that takes little room",
     ),
 ]
-LnXEps = Annotated[float | None, typer.Option(help="Group norm epsilon, where a checkpoint was trained with another.")]
-State = Annotated[
-    Path | None, typer.Option(metavar="FILE", exists=True, help="The tuned initial state that artifacts ship with.")
-]
 
 
 def trace(
-    checkpoint: Checkpoint = None,
+    checkpoint: Source = None,
     *,
     out: Out,
     tokens: Tokens = 64,
@@ -48,11 +44,10 @@ def trace(
     state: State = None,
     quiet: Quiet = False,
 ) -> None:
-    """Record what a checkpoint computes over a text, so that artifacts can be validated where it is not.
+    """Record what a checkpoint computes, to validate where it is not.
 
     A small file: the tokens, the likeliest logits of each, all logits and the states at some, hashes of everything.
-    `validate --trace` takes it instead of the checkpoint, and needs no torch. Exit code 2: the call or the checkpoint
-    makes no sense.
+    `validate --trace` takes it instead of the checkpoint, and needs no torch.
 
     Examples:
       rwkv-export trace -o austen.trace.safetensors

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rwkv_export.options import (
+    STDOUT,
     Artifacts,
     Checkpoint,
     JsonFile,
@@ -16,6 +17,8 @@ from rwkv_export.options import (
     On,
     Quiet,
     Seed,
+    TextTokens,
+    few,
     text_file,
 )
 
@@ -26,13 +29,13 @@ Trace = Annotated[
     ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Tokens to compare over.", show_default="64, or all of the trace")
+    int | None,
+    typer.Option(min=1, callback=few, help="Tokens to compare over.", show_default="64, or all of the trace"),
 ]
 Quality = Annotated[
-    bool, typer.Option("--quality", metavar="", help="Also read a text, whatever the precision: KL and perplexity.")
+    bool, typer.Option("--quality", help="Read a text at any precision, not only quantised: KL and perplexity.")
 ]
 Text = Annotated[Path | None, text_file(" Implies --quality.")]
-QualityTokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to predict.")]
 Lint = Annotated[
     bool,
     typer.Option("--lint/--no-lint", help="Whether artifacts fail that would be kept off the Neural Engine."),
@@ -49,23 +52,23 @@ def validate(
     seed: Seed = 0,
     quality: Quality = False,
     text: Text = None,
-    quality_tokens: QualityTokens = 512,
+    quality_tokens: TextTokens = 512,
     lint: Lint = True,
     json: JsonFile = None,
     junit: Junit = None,
     markdown: Markdown = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run artifacts and compare every logit and state tensor with the checkpoint, token by token.
+    """Run artifacts and compare all they compute with the checkpoint.
 
-    Two readings, both must hold: local, where the reference's state is written before every step, and free, where
-    errors accumulate. Quantised artifacts also read a text beside their checkpoint: the mean KL between what the two
-    predict has a bound. Exit code 0: all pass. 1: something is wrong, or ran elsewhere than asked. 3: it cannot run
-    here.
+    Every logit and every state tensor, token by token. Two readings, both must hold: local, where the reference's state
+    is written before every step, and free, where errors accumulate. Quantised artifacts also read a text beside their
+    checkpoint: the mean KL between what the two predict has a bound. Exit code 1: something is wrong, or ran elsewhere
+    than asked.
 
     Examples:
       rwkv-export validate out/*
-      rwkv-export validate out/tiny.onnx-cpu.fp32 --on ort:cpu --steps 128
+      rwkv-export validate out/austen-7-1.9m.onnx-cpu.fp32 --on ort:cpu-fused
       rwkv-export validate out/* --json results.json --junit parity.xml
       rwkv-export validate out/* --text book.txt --quality-tokens 4096
       rwkv-export validate out/* --trace model.trace.safetensors
@@ -90,5 +93,6 @@ def validate(
                 progress=progress,
             )
         code = results.deliver(found, json=json, junit=junit, markdown=markdown)
-        localised.point(found, artifacts)
+        if json != STDOUT:
+            localised.point(found, artifacts)
     raise typer.Exit(code)

@@ -49,15 +49,15 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 def identity(name: str, *, observed: str = "ort:cpu") -> Identity:
-    return Identity(name, "tiny", "7", "onnx-cpu", "fp32", "ort:cpu", observed)
+    return Identity(name, "tiny", "7", "onnx-cpu", "fp32", "ort:cpu", observed, evidence="run" if observed else "")
 
 
 def parity(name: str, verdict: Outcome = Outcome.PASS, *reasons: str, error: float = 2e-6) -> Parity:
     reading = Reading(
-        max_abs=(error / 2, error),
-        rel_std=(error, error),
-        sqnr_db=(100.0, 99.0),
-        kl=(1e-12, 2e-12),
+        max_abs=(error / 2, error, error, error),
+        rel_std=(error, error, error, error),
+        sqnr_db=(100.0, 99.0, 99.0, 99.0),
+        kl=(1e-12, 2e-12, 2e-12, 2e-12),
         top1=1.0,
         top10=1.0,
         first_divergent=None,
@@ -67,7 +67,7 @@ def parity(name: str, verdict: Outcome = Outcome.PASS, *reasons: str, error: flo
     bound = Bound("fp32", max_abs=5e-5, kl=1e-9, top1=1.0, state_rel=5e-5, reason="summation order")
     if verdict is Outcome.MISSING:
         return Parity(identity(name, observed=""), verdict, reasons, steps=0)
-    return Parity(identity(name), verdict, reasons, steps=2, bound=bound, local=reading, free=reading)
+    return Parity(identity(name), verdict, reasons, 4, bound, reading, reading, {"1": 0.0})
 
 
 def latency(name: str, milliseconds: float, *warnings: str) -> Latency:

@@ -38,7 +38,9 @@ def check(said: Said, code: int, error: str, hint: str) -> None:
         (["export"], "--target", "rwkv-export export --help"),
         (["validate"], "ARTIFACT", "rwkv-export validate --help"),
         (["bench", "x", "--tokens", "many"], "--tokens", "rwkv-export bench --help"),
-        (["bench", "x", "--tokens", "0"], "--tokens", "rwkv-export bench --help"),
+        (["bench", "x", "--tokens", "0"], "greater than or equal to 1, not 0", "rwkv-export bench --help"),
+        (["bench", "x", "--tokens", "9999999"], "9999999 are too many, 1048576 at most", "rwkv-export bench --help"),
+        (["quality", "x", "--text", os.devnull], f"file {os.devnull} is empty", "rwkv-export quality --help"),
         (["export", "-t", "onx-cpu"], "'onx-cpu'", "did you mean 'onnx-cpu'"),
         (["export", "-t", "onnx-cpu", "-p", "fp23"], "'fp23'", "fp32"),
         (["export", "-t", "onnx-cpu", "-O", "names"], "'names'", "-O names=rwkv-mobile"),
@@ -97,6 +99,7 @@ def test_a_file_that_is_not_results_is_named(cli: Cli, tmp_path: Path) -> None:
         (BadArtifact("the words", hint="the hint"), 2),
         (Missing("the words", hint="the hint"), 3),
         (OSError(errno.ENOSPC, "No space left on device", "the words"), 3),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "the words"), 3),
         (PermissionError(errno.EACCES, "Permission denied", "the words"), 2),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "the words"), 2),
     ],
@@ -122,6 +125,16 @@ def failing(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch, error: BaseE
 def test_a_disk_that_is_full_is_called_so(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     said = failing(cli, saved, monkeypatch, OSError(errno.ENOSPC, "No space left on device", "x.bin"))
     assert said.err.startswith("error: disk full while writing x.bin\n")
+
+
+def test_a_package_that_a_device_does_not_have_is_3(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = failing(cli, saved, monkeypatch, ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper"))
+    check(said, 3, "this needs the Python package onnx", "pip install onnx")
+
+
+def test_a_module_that_nobody_declares_is_our_bug(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = failing(cli, saved, monkeypatch, ModuleNotFoundError("No module named 'nunpy'", name="nunpy"))
+    assert (said.code, "Traceback" in said.err) == (70, True)
 
 
 def test_an_error_without_a_hint_is_one_line(cli: Cli, saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:

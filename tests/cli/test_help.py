@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from exporter import registry
+from rwkv_export.help import flowing
 from rwkv_export.main import app, run
 
 from .conftest import Cli
@@ -57,6 +59,30 @@ def test_examples_in_help_use_options_that_exist(name: str) -> None:
         program, used, *words = shlex.split(re.split(r"[|]|&&", line)[0])
         assert (program, used) == ("rwkv-export", name)
         assert {word for word in words if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_fits_80_columns(cli: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = plain(cli(name, "--help").out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "\u2026" in line or "range>" in line or "<bool>" in line], "cut, or jargon"
+    examples = [line[1:] for line in lines if line.startswith("   rwkv-export")]
+    assert examples
+    assert all(line.strip() in (command(name).help or "") for line in examples), "wrapped"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_in_one_line(name: str) -> None:
+    first = inspect.cleandoc(command(name).help or "").split("\n\n")[0]
+    assert len(first) <= 64
+
+
+def test_paragraphs_flow_and_indented_lines_stay() -> None:
+    text = "First.\n\nSome words\nand more:\n  one\n  two\nthen\nthe rest.\n\nExamples:\n  run"
+    whole = "Some words and more:\n  one\n  two\nthen the rest.\n\nExamples:\n  run"
+    assert flowing(text) == f"First.\n\n\n[not dim]{whole}[/]"
+    assert flowing("Only\none.") == "Only one."
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -124,12 +150,26 @@ def test_a_command_is_a_thin_layer(name: str) -> None:
     assert len(statements) <= 15
 
 
-def complete(words: str) -> list[str]:
-    asked = {"_RWKV_EXPORT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    program = "from rwkv_export.main import main; main()"
-    environment = {**os.environ, **asked}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    return done.stdout.split()
+def asked(words: str, shell: str) -> subprocess.CompletedProcess[str]:
+    """What a shell is told; bash hands over words as it splits them, at ":" and "=", too."""
+    pieces = [piece for word in words.split(" ") for piece in re.split("([:=])", word) if piece or not word]
+    question = {
+        "_RWKV_EXPORT_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "\n".join(pieces),
+        "COMP_CWORD": str(len(pieces) - 1),
+        "_TYPER_COMPLETE_ARGS": words,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    program = (
+        "import sys; from rwkv_export.main import main\n"
+        "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    environment = {**os.environ, **question}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+
+
+def complete(words: str, shell: str = "bash") -> list[str]:
+    return asked(words, shell).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -137,12 +177,33 @@ def complete(words: str) -> list[str]:
     [
         ("rwkv-export val", ["validate"]),
         ("rwkv-export export -t onnx", ["onnx-cpu", "onnx-webgpu"]),
+        ("rwkv-export export -t onnx-webgpu -p int", ["int8", "int4"]),
+        ("rwkv-export export -t onnx-cpu -O gr", ["graphs=one", "graphs=each"]),
+        ("rwkv-export export -t onnx-cpu -O graphs=o", ["one"]),
+        ("rwkv-export export -t rknn --soc rk", ["rk3588", "rk3576"]),
         ("rwkv-export validate x --on or", ["ort:cpu", "ort:cpu-fused", "ort:webgpu", "ort:cuda"]),
+        ("rwkv-export validate x --on ort:cpu", ["cpu", "cpu-fused"]),
         ("rwkv-export generate x --on mi", ["mil:cpu", "mil:cpu-fp16acc"]),
+        ("rwkv-export synth --version 5", ["5.0", "5.1", "5.2"]),
+        ("rwkv-export synth --size 0", ["0.1b", "0.4b"]),
+        ("rwkv-export setup r", ["rknn"]),
     ],
 )
-def test_completion_knows_commands_targets_and_places(words: str, expected: list[str]) -> None:
+def test_completion_knows_what_can_be_said(words: str, expected: list[str]) -> None:
     assert complete(words) == expected
+
+
+def test_completion_takes_no_torch_once_it_knows() -> None:
+    complete("rwkv-export export -t onnx")
+    done = asked("rwkv-export export -t onnx", "bash")
+    assert (done.stdout, done.stderr) == ("onnx-cpu\nonnx-webgpu\n", "False\n")
+
+
+def test_completions_are_described_in_one_line_each() -> None:
+    names = [line.partition("\t")[0] for line in complete("rwkv-export export -t ", "fish")]
+    assert names == sorted(registry.targets())
+    options = [line.partition("\t")[0] for line in complete("rwkv-export validate --", "fish")]
+    assert all(option.startswith("--") for option in options)
 
 
 def test_run_is_what_the_console_script_calls() -> None:

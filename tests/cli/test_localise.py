@@ -24,7 +24,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_healthy_artifact_is_0(cli: Cli, artifact: Path) -> None:
-    said = cli("localise", "-q", artifact, "--tokens", "1")
+    said = cli("localise", "-q", artifact, "--steps", "1")
     assert said.code == 0
     assert "Nothing is lost; most is added by" in said.out
     assert "blocks.0" in said.out

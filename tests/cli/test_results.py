@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rwkv_export import tables
-from rwkv_export.results import deliver
+from rwkv_export import qualities, tables
+from rwkv_export.options import STDOUT
+from rwkv_export.results import deliver, deliver_many, kept
 from validation import outcome
 from validation.outcome import Outcome
 
@@ -60,6 +61,14 @@ def test_compare_says_on_stderr_what_else_changed(cli: Cli, saved: Save, tmp_pat
     assert cli("compare", old, old).err == ""
 
 
+def test_compare_says_where_a_name_stands_for_other_files(cli: Cli, saved: Save) -> None:
+    files = []
+    for digest in ("a" * 64, "b" * 64):
+        row = parity("tiny")
+        files.append(saved(f"{digest[0]}.json", replace(row, identity=replace(row.identity, digest=digest))))
+    assert cli("compare", *files).err == "not the same artifact: tiny has other files than before\n"
+
+
 def test_compare_in_json_is_every_change(cli: Cli, saved: Save) -> None:
     said = cli("compare", saved("o.json", parity("a")), saved("n.json", parity("a", Outcome.FAIL, "why")), "--json")
     changes = json.loads(said.out)
@@ -87,10 +96,37 @@ def test_the_exit_code_is_honest(rows: list[Outcome], code: int, capsys: pytest.
     assert deliver(results(*(parity(f"tiny{index}", row, "why") for index, row in enumerate(rows)))) == code
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_machine_that_lacks_something_does_not_hide_that_another_is_wrong(order: int, tmp_path: Path) -> None:
+    outcomes = {"a": Outcome.PASS, "b": Outcome.MISSING, "c": Outcome.FAIL}
+    found = [results(parity("tiny", row, "why")) for row in outcomes.values()]
+    apart = [replace(one, machine=replace(one.machine, name=name)) for one, name in zip(found, outcomes, strict=True)]
+    assert deliver_many(apart[::order], tmp_path / "page.html") == 1
+    assert deliver_many(apart[:2][::order], tmp_path / "page.html") == 3
+    assert deliver_many(apart[:1], tmp_path / "page.html") == 0
+
+
+def test_json_on_stdout_is_json_whatever_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    deliver(results(parity("tiny", error=float("nan"))), json=STDOUT)
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["parity"]
+    assert row["free"]["max_abs"] == [None] * 4
+
+
+def test_json_to_stdout_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = results(parity("tiny", Outcome.FAIL, "why"))
+    assert deliver(found, json=STDOUT) == 1
+    assert json.loads(capsys.readouterr().out)["parity"][0]["reasons"] == ["why"]
+    qualities.deliver(results(quality("tiny")), json=STDOUT)
+    assert json.loads(capsys.readouterr().out)["quality"][0]["outcome"] == "pass"
+    with kept(STDOUT, quiet=True) as keep:
+        keep(found.parity[0])
+    assert not STDOUT.exists()
+
+
 def test_the_table_has_numbers_place_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_results(results(parity("tiny.onnx-cpu.fp32", error=2e-6)))
     _, _, row, verdict = capsys.readouterr().out.splitlines()
-    assert row.split() == ["tiny.onnx-cpu.fp32", "ort:cpu", "pass", "2e-6", "2e-6", "2e-6", "2e-12", "100", "%"]
+    assert " ".join(row.split()) == "tiny.onnx-cpu.fp32 ort:cpu pass on hardware 2e-6 2e-6 2e-6 2e-12 100 %"
     assert verdict == "The artifact matches its checkpoint."
 
 
@@ -121,7 +157,7 @@ def test_reasons_stand_below_the_table_once_each(capsys: pytest.CaptureFixture[s
 def test_what_did_not_run_shows_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_results(results(parity("tiny", Outcome.MISSING, "no such device")))
     row = capsys.readouterr().out.splitlines()[2]
-    assert row.split() == ["tiny", "nowhere,", "not", "ort:cpu", "missing"]
+    assert row.split() == ["tiny", "nowhere,", "not", "ort:cpu", "missing", "unproven"]
 
 
 def test_latency_shows_median_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +167,18 @@ def test_latency_shows_median_and_rate(capsys: pytest.CaptureFixture[str]) -> No
     assert row[:3] == ["tiny", "ort:cpu", "pass"]
     assert row[-4:] == ["±", "0.010", "4.000", "250"]
     assert "tiny on ort:cpu: the fan is loud\n" in printed
+
+
+@pytest.mark.parametrize(("columns", "folded"), [(80, False), (100, True), (200, False)])
+def test_a_narrow_terminal_hides_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, folded: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    tables.print_results(results(parity("a-model-with-a-name.onnx-cpu.fp32"), latency("tiny", 4.0)))
+    printed = capsys.readouterr().out
+    assert "\u2026" not in printed
+    assert ("a-model-with-a-name.onnx-cpu.fp32" not in printed) == folded
 
 
 def test_tables_are_plain_and_whole_in_a_pipe(

@@ -18,7 +18,7 @@ from runtimes import manifest
 from runtimes.errors import BadArtifact, WrongCall
 from tests.conftest import AWKWARD, Exports
 from tests.models import VERSIONS, random_checkpoint
-from tests.oracle import Oracle, errors, trace_of
+from tests.oracle import RUNS, Oracle, errors, trace_of
 from validation import validate
 from validation.outcome import Outcome, Parity
 
@@ -72,7 +72,7 @@ def test_every_version_passes_on_every_main_target(exports: Exports, version: st
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", RUNS)
 def test_logits_and_states_agree_with_the_rwkv_package(exports: Exports, version: str, target: str) -> None:
     folder = exports(version, target, prefill=PREFILL.get(target, ()))
     got = trace_of(runtimes.open_session(folder), TOKENS)

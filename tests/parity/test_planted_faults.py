@@ -12,8 +12,8 @@ from torch import nn
 
 from exporter.contract import Spelling
 from exporter.models import blocks, layers, v4, v5, v6, v7, v7a
-from tests.models import DEEP, VERSIONS, case
-from tests.oracle import errors, package_trace
+from tests.models import DEEP, case
+from tests.oracle import RUNS, errors, package_trace
 from tests.parity.stepping import StepModule, rows
 
 pytestmark = pytest.mark.slow
@@ -229,8 +229,8 @@ FAULTS: dict[Fault, tuple[str, ...]] = {
     eps_of_1e_5: ("5.0", "5.1", "5.2", "6", "7", "7a"),
     state_transposed_after_each_step: ("5.0", "5.1", "5.2", "6", "7", "7a"),
     state_kept_transposed: ("5.0", "5.1", "5.2", "6", "7", "7a"),
-    time_mix_shift_is_x_before_the_norm: VERSIONS,
-    channel_mix_shift_is_x_before_the_norm: VERSIONS,
+    time_mix_shift_is_x_before_the_norm: RUNS,
+    channel_mix_shift_is_x_before_the_norm: RUNS,
     v4_maximum_starts_at_zero: ("4",),
     v4_maximum_does_not_decay: ("4",),
     v4_read_after_the_update: ("4",),
@@ -315,8 +315,8 @@ def v7a_tokens_turned_by_the_first_matrix(patch: Patch) -> None:
 
 
 MANY: dict[Callable[[Patch], None], tuple[str, ...]] = {
-    tokens_all_follow_the_call_s_predecessor: VERSIONS,
-    first_row_for_the_last: VERSIONS,
+    tokens_all_follow_the_call_s_predecessor: RUNS,
+    first_row_for_the_last: RUNS,
     every_block_starts_from_the_call_s_state: ("5.0", "5.1", "5.2", "6", "7", "7a"),
     tokens_of_a_block_do_not_see_each_other: ("5.0", "5.1", "5.2", "6", "7", "7a"),
     decay_counts_the_token_that_reads: ("5.0", "5.1", "5.2", "6"),

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from runtimes.contract import Session
 from runtimes.errors import BadCheckpoint, WrongCall
 from tests.models import SHAPES, VERSIONS, Dice, case
-from tests.oracle import Oracle, errors, package_trace, trace_of
+from tests.oracle import RUNS, Oracle, errors, package_trace, trace_of
 from validation.reference import Reference
 
 BOUND = 1e-5  # of a tensor's largest value, for the package's own fp32 rounding; measured: at most 4e-6
 FAR = 1e-2  # an effect that cannot be taken for rounding
-EPS_MATTERS = [version for version in VERSIONS if version != "4"]
+EPS_MATTERS = [version for version in RUNS if version != "4"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", RUNS)
 def test_logits_and_every_state_agree_with_the_rwkv_package_over_64_tokens(version, shape):
     weights, tokens = case(version, shape)
     found = errors(trace_of(Reference(weights, version), tokens), package_trace(version, shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import zipfile
@@ -86,9 +87,10 @@ def test_what_is_no_frame_is_refused_before_anything_is_allocated(content: bytes
 
 
 def test_tensors_beyond_the_limit_are_refused() -> None:
-    header = b'{"tensors":[["a","float32",[99999999999]]]}'
-    with pytest.raises(FrameError, match="tensors of 399999999996 bytes"):
-        frames.read(io.BytesIO(frames.PREFIX.pack(frames.MAGIC, 1, len(header)) + header))
+    for counts, size in (([99999999999], 399999999996), ([600 << 20, 600 << 20], 5033164800)):
+        header = json.dumps({"tensors": [["a", "float32", [count]] for count in counts]}).encode()
+        with pytest.raises(FrameError, match=f"tensors of {size} bytes"):
+            frames.read(io.BytesIO(frames.PREFIX.pack(frames.MAGIC, 1, len(header)) + header))
 
 
 def test_a_frame_that_breaks_off_is_the_end() -> None:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 
-from exporter import export, pipeline
+from exporter import atomic, export, pipeline
 from exporter.atomic import replacing
 from runtimes import manifest
 from runtimes.errors import Missing, WrongCall
@@ -210,6 +211,17 @@ def test_a_file_or_a_link_with_the_artifacts_name_is_not_replaced(tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "link"}
+
+
+def test_a_file_system_that_cannot_swap_folders_gets_the_new_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("first", "second"):
+        with replacing(tmp_path / "model") as folder:
+            write(folder, text)
+        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda name: SimpleNamespace(renameat2=lambda *paths: -1))
+    assert texts(tmp_path / "model") == {"second"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_two_writers_of_one_process_do_not_mix(tmp_path: Path) -> None:

@@ -67,3 +67,10 @@ def test_shares_are_those_of_the_median_and_of_the_loop() -> None:
     )
     assert measured.bandwidth == pytest.approx(0.5)  # 5 of 10 GB/s
     assert measured.harness == pytest.approx(0.2)
+
+
+def test_where_onnx_is_not_installed_an_artifact_is_timed_without_it(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bandwidth, "find_spec", lambda name: None)
+    assert bandwidth.traffic(artifact, ON_CPU, 2) is None

@@ -15,6 +15,7 @@ from exporter.graph import arguments
 from exporter.model import open_model
 from exporter.models.layers import Linear
 from exporter.models.parameters import materialise
+from exporter.passes import onnx_quantise, torch_quantise
 from exporter.passes.onnx_gptq import Compensated
 from exporter.passes.onnx_quantise import PRESETS, quantise
 from exporter.passes.onnx_rounding import ROWS, Blocks
@@ -101,6 +102,15 @@ def test_inputs_that_say_nothing_of_each_other_leave_rounding_as_it_was(moment: 
     compensated = Compensated(plain, lambda: moment.astype(np.float32)).round(matrix)
     for name, tensor in plain.round(matrix).items():
         np.testing.assert_array_equal(compensated[name], tensor)
+
+
+def test_a_moment_follows_inputs_that_were_made_quieter() -> None:
+    inputs = correlated(500, 24)
+    factors = np.exp2(np.arange(24) % 5 - 2).astype(np.float32)
+    moment, quieter = inputs.T @ inputs, (inputs / factors).T @ (inputs / factors)
+    by_name = torch_quantise._moment({"V": moment}, {"V": lambda: torch.from_numpy(factors)}, "V")
+    for found in (onnx_quantise._moment(moment, lambda: factors), by_name):
+        np.testing.assert_allclose(found, quieter, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_come_closer_on_text_that_calibration_did_not_read(tmp_path: Path) -> None:

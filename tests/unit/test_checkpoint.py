@@ -137,6 +137,11 @@ def test_a_file_that_changes_once_it_is_open_is_refused(tmp_path, suffix):
     with pytest.raises(BadCheckpoint, match="has changed since it was opened"):
         checkpoint["emb.weight"]
 
+    checkpoint = open_checkpoint(tmp_path / f"a{suffix}")
+    os.utime(tmp_path / f"a{suffix}", (1, 1))  # as after a write in place
+    with pytest.raises(BadCheckpoint, match="has changed since it was opened"):
+        checkpoint["emb.weight"]
+
     (tmp_path / f"a{suffix}").unlink()
     with pytest.raises(Missing, match=r"cannot read .*: No such file"):
         checkpoint["emb.weight"]

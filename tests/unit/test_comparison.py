@@ -148,6 +148,9 @@ def test_traces_of_different_length_are_compared_where_both_have_steps() -> None
         (Outcome.PASS, Outcome.MISSING, True),
         (Outcome.PASS, Outcome.FALLBACK, True),
         (Outcome.MISSING, Outcome.FAIL, True),
+        (Outcome.FALLBACK, Outcome.SUSPICIOUS, True),
+        (Outcome.COMPILED, Outcome.MISSING, True),
+        (Outcome.FAIL, Outcome.MISSING, False),
         (Outcome.FAIL, Outcome.PASS, False),
         (Outcome.MISSING, Outcome.PASS, False),
     ],
@@ -184,6 +187,13 @@ def test_rows_with_equal_names_pair_in_order() -> None:
     assert verdicts == [Verdict.SAME, Verdict.SAME]
 
 
+def test_places_of_one_artifact_are_rows_of_their_own() -> None:
+    there = replace(WHO, requested="ort:cpu-fused", observed="ort:cpu-fused")
+    rows = [timed(samples(8.0, 1)).latency[0], timed(samples(20.0, 2), identity=there).latency[0]]
+    one, other = (Results(outcome.SCHEMA, MACHINE, latency=tuple(order)) for order in (rows, rows[::-1]))
+    assert {change.verdict for change in compare(one, other)} == {Verdict.SAME}
+
+
 def test_different_machines_are_said_in_words() -> None:
     old = timed(samples(8.0, 1))
     new = replace(timed(samples(12.0, 2)), machine=replace(MACHINE, cpu="Other CPU", packages={"torch": "2.14.0"}))
@@ -195,6 +205,11 @@ def test_different_machines_are_said_in_words() -> None:
         "torch: 2.13.0, now 2.14.0",
     )
     assert machine_changes(MACHINE, MACHINE) == ()
+    slower = replace(MACHINE, governor="powersave", memory_bytes=8_000_000_000)
+    assert machine_changes(MACHINE, slower) == (
+        "memory_bytes: 16000000000, now 8000000000",
+        "governor: performance, now powersave",
+    )
 
 
 def test_quality_on_the_same_text_is_compared_and_its_loss_is_a_regression() -> None:

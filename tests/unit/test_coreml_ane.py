@@ -178,6 +178,10 @@ def test_packages_of_some_layers_each_compute_the_whole(tmp_path: Path, monkeypa
     document = manifest.read(folder)
     assert [each.then for each in document.graphs] == [("model-2of3.mlpackage", "model-3of3.mlpackage")] * 2
     assert [tensor.name for tensor in document.state][3:5] == ["blocks.1+*.att.shift", "blocks.1+*.att.wkv"]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "dataType: .float32" in readme
+    assert "byteCount: width * 4)" in readme
+    assert "## Several packages" in readme
     session, wanted = mil.open_session(open_artifact(folder), "cpu"), in_torch(folder)
     assert stepping(session, wanted) < BOUND
     assert in_chunks(session, wanted, [CHUNK, 1, CHUNK, 1]) < BOUND

@@ -216,6 +216,9 @@ def test_shifts_of_all_layers_and_both_kinds_are_one_tensor() -> None:
     assert list(found) == names
     np.testing.assert_array_equal(found["blocks.1.ffn.shift"], array[1, 1:2])
     np.testing.assert_array_equal(together(spec, found), array)
+    later = TensorSpec("blocks.8+*.att.shift", (3, 5), "float16", ("layer", "channel"), 0.0)
+    assert [part.name for part in parts(later)] == [f"blocks.{layer}.att.shift" for layer in (8, 9, 10)]
+    assert list(apart(later, array[0])) == [part.name for part in parts(later)]
 
 
 @pytest.mark.parametrize(

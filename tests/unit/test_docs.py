@@ -17,14 +17,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import exporter
 from exporter import models, registry, targets
+from exporter.checkpoint import open_checkpoint
+from exporter.models.primitives import masking
 from exporter.synth import synth
 from runtimes import backends, manifest
 from runtimes import registry as places
 from runtimes.manifest import Manifest
 from runtimes.schema import from_plain
+from tests.parity.stepping import StepModule
 from validation import validate
 from validation.outcome import Outcome, Parity
 from validation.tolerances import TABLE, load
@@ -86,6 +90,17 @@ def test_the_example_version_is_exported_with_a_prefill_graph_and_passes(install
     row = validated(folder)
     assert (row.outcome, row.reasons) == (Outcome.PASS, ())
     assert set(row.prefill) == {"1", "5", "uneven"}
+
+
+def test_the_example_version_takes_no_notice_of_tokens_that_a_mask_leaves_out(installed: Path) -> None:
+    made = StepModule(open_checkpoint(synth("9", **SMALL, out=installed / "toy.pth")), "9")
+    tokens = torch.tensor([3, 1, 4, 1, 5, 0, 0, 0])
+    with torch.inference_mode():
+        wanted = made.module(tokens[:5], *made.initial())
+        with masking((torch.arange(8) < 5).float()):
+            found = made.module(tokens, *made.initial())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_both_examples_work_together_and_the_example_runtime_says_what_it_is(installed: Path) -> None:
@@ -160,6 +175,21 @@ def test_the_example_manifest_is_one_of_this_schema() -> None:
     document = from_plain(Manifest, json.loads(text))
     assert document.schema == manifest.SCHEMA
     assert document.target.name in registry.targets()
+
+
+def test_the_readme_has_every_target_with_its_precisions_and_options() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Targets") : text.index("## What a pass means")].replace("\\|", "/")
+    shown: dict[str, tuple[set[str], set[str]]] = {}
+    for row in re.findall(r"^\| `\w.*$", section, re.MULTILINE):
+        names, _, precisions, options, _ = row.strip("|").split("|")
+        those = {precision.split()[0] for precision in precisions.split(",")}
+        choices = {option.partition("=")[0] for option in re.findall(r"`(.+?)`", options)}
+        shown |= dict.fromkeys(re.findall(r"`(.+?)`", names), (those, choices))
+    assert shown == {
+        name: (set(target.precisions), {option.name for option in target.options})
+        for name, target in registry.targets().items()
+    }
 
 
 def anchors(page: Path) -> set[str]:

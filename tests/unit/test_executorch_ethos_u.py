@@ -58,4 +58,5 @@ def test_the_place_is_missing_and_says_why() -> None:
 
 def test_the_target_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executorch_ethos_u, "find_spec", lambda name: None if name.startswith("ethosu") else name)
-    assert executorch_ethos_u.missing() == "the Python package ethos-u-vela is not installed (pip install ethos-u-vela)"
+    lacks = "the Python package ethos-u-vela is not installed (pip install 'rwkv-export[ethos-u]')"
+    assert executorch_ethos_u.missing() == lacks

@@ -43,6 +43,7 @@ def webgpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vulkan_takes_every_method_as_a_whole(half: Path) -> None:
     assert_whole(half, "VulkanBackend", ["decode", f"prefill{CHUNK}"])
     assert {graph.input_dtype for graph in manifest.read(half).graphs} == {"int32"}
+    assert "Tensor.fromBlob(intArrayOf(token)" in (half / "README.md").read_text(encoding="utf-8")
 
 
 def test_half_precision_is_the_delegate_s_own_and_fills_fit_it(half: Path) -> None:
@@ -56,6 +57,7 @@ def test_half_precision_is_the_delegate_s_own_and_fills_fit_it(half: Path) -> No
 
 def test_webgpu_takes_the_step_as_a_whole_with_vulkan_s_compiler(webgpu: Path) -> None:
     assert_whole(webgpu, "VulkanBackend", ["decode"])
+    assert "kotlin" not in (webgpu / "README.md").read_text(encoding="utf-8")  # browsers and desktops
 
 
 def test_vgf_takes_the_step_as_a_whole(tmp_path: Path) -> None:

@@ -107,7 +107,12 @@ def test_what_cannot_be_judged_is_no_pass(gated: Gate) -> None:
     stranger = replace(timed(1.0), machine=replace(MACHINE, cpu="Another CPU"))
     another = timed(1.0, identity=replace(WHO, artifact="other"))
     empty = timed(1.0, decode=None, outcome=Outcome.MISSING, reasons=("no such device",))
-    told = {"8 cores of Another CPU": stranger, "has no timing of art.onnx-cpu.fp32 on ort:cpu": another}
+    fewer = replace(timed(1.0), machine=replace(MACHINE, cores=4))
+    told = {
+        "8 cores of Another CPU": stranger,
+        "4 cores of Test CPU 9000": fewer,
+        "has no timing of art.onnx-cpu.fp32 on ort:cpu": another,
+    }
     for words, old in (told | {"no timing of": empty}).items():
         row = gated(old, here)
         assert row.outcome is Outcome.MISSING
@@ -115,6 +120,10 @@ def test_what_cannot_be_judged_is_no_pass(gated: Gate) -> None:
         assert words in row.reasons[0]
     emulated = timed(1.0, 1, identity=replace(WHO, evidence="emulated"))
     assert "an emulator" in gated(emulated, emulated).reasons[0]
+    for stand_in in (emulated, timed(1.0, 1, outcome=Outcome.FALLBACK, reasons=("ran elsewhere",))):
+        row = gated(stand_in, here)
+        assert row.outcome is Outcome.MISSING
+        assert "has no timing of" in row.reasons[0]
 
 
 def test_what_did_not_run_stays_what_it_is(gated: Gate) -> None:

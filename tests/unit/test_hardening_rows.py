@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -56,6 +58,27 @@ def test_a_torn_last_line_costs_that_row_alone(target: Path, torn: int) -> None:
     os.truncate(path, path.stat().st_size - torn)
     found = outcome.read(path)
     assert (len(found.parity), len(found.latency)) == (1, 1)
+
+
+def test_a_row_that_does_not_fit_is_not_there_in_part(target: Path) -> None:
+    class Full:
+        """Takes half of a line, then nothing."""
+
+        def __init__(self, stream: IO[bytes]) -> None:
+            self.stream, self.tell = stream, stream.tell
+
+        def write(self, line: bytes) -> int:
+            if self.tell() > size:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.stream.write(line[: len(line) // 2])
+
+    journal = Journal(target)
+    journal.keep(ROWS[0])
+    before = journal.path.read_bytes()
+    size, journal._stream = len(before), Full(journal._stream)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space left"):
+        journal.keep(ROWS[1])
+    assert journal.path.read_bytes() == before
 
 
 def test_a_line_that_was_altered_is_named(target: Path) -> None:

@@ -77,6 +77,8 @@ def test_what_failed_against_the_checkpoint_stays_failed(golden: Trace) -> None:
     assert row.outcome is Outcome.FAIL
     assert row.reasons[0].startswith("local: ")
     assert row.hops is not None
+    device, exact = session(fault=shifted(3.0)), session(fault=shifted(3.003))
+    assert with_hops(row, device, exact, golden, place="exact:cpu", bound=TIGHT).outcome is Outcome.FAIL
 
 
 def test_a_graph_that_gives_no_numbers_where_it_is_exact_fails(golden: Trace) -> None:

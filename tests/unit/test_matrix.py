@@ -11,6 +11,7 @@ from typing import Any
 
 import matrix_cells
 import pytest
+from filelock import FileLock, Timeout
 from matrix_cells import cell
 from small_exports import exported
 
@@ -96,16 +97,40 @@ def test_a_sweep_keeps_what_ran_and_runs_again_what_could_not(
 
     def missing_at_first(cell: plans.Cell) -> str:
         ran.append(cell.key)
-        kind = Outcome.MISSING if len(ran) == 1 else Outcome.FAIL
+        kind = (Outcome.MISSING, Outcome.ERROR, Outcome.FAIL)[len(ran) - 1]
         return json.dumps(to_plain(cells.unrun(cell, kind, "for a reason")))
 
     monkeypatch.setattr(sweeps, "run_here", lambda due, run, retries: [(c, missing_at_first(c)) for c in due])
-    found = [sweeps.sweep(plan, tmp_path / "lab") for _ in range(3)]
-    assert [results.parity[0].outcome for (results,) in found] == [Outcome.MISSING, Outcome.FAIL, Outcome.FAIL]
-    assert len(ran) == 2, "a failed comparison is a result and is kept"
+    found = [sweeps.sweep(plan, tmp_path / "lab") for _ in range(4)]
+    kinds = [results.parity[0].outcome for (results,) in found]
+    assert kinds == [Outcome.MISSING, Outcome.ERROR, Outcome.FAIL, Outcome.FAIL]
+    assert len(ran) == 3, "a failed comparison is a result and is kept"
     assert len(list((tmp_path / "lab").iterdir())) == 1
+    ran.pop()
     sweeps.sweep(plan, tmp_path / "lab", again=True)
     assert len(ran) == 3
+
+
+def test_results_come_in_the_plan_s_order_whoever_ends_first(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backwards(due: list[plans.Cell], run: object, retries: int) -> list[tuple[plans.Cell, str]]:
+        return [(c, json.dumps(to_plain(cells.unrun(c, Outcome.FAIL, "why")))) for c in reversed(due)]
+
+    monkeypatch.setattr(sweeps, "run_here", backwards)
+    plan.write_text(PLAN + '[[device]]\nname = "phone"\n')
+    assert [found.machine.name for found in sweeps.sweep(plan, tmp_path / "lab")] == ["laptop", "phone"]
+
+
+def test_no_other_cell_runs_on_a_machine_meanwhile(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(here: plans.Cell) -> outcome.Results:
+        with pytest.raises(Timeout), FileLock(tmp_path / "lock", timeout=0):
+            pass
+        return cells.unrun(here, Outcome.FAIL, "why")
+
+    monkeypatch.setattr(cells, "TURNSTILE", tmp_path / "lock")
+    monkeypatch.setattr(cells, "_work", work)
+    cells.run(plans.read(plan)[0])
 
 
 def test_a_cell_that_cannot_be_understood_or_raised_is_an_error_row(
@@ -125,6 +150,10 @@ def test_a_cell_times_and_validates_under_the_name_of_its_device(plan: Path, tmp
     assert timed.outcome is Outcome.PASS, timed.reasons
     assert timed.decode and len(timed.decode.seconds) == 5
     assert (proven.outcome, proven.steps) == (Outcome.PASS, 8)
+    (here,) = plans.read(plan)
+    assert cells.settled(found, here)
+    assert not cells.settled(found, plans.Cell(**{**vars(here), "digest": "0" * 64})), "results of another artifact"
+    assert not cells.settled(replace(found, parity=(replace(proven, steps=3),)), here), "a pass that cannot be one"
 
 
 def test_an_artifact_that_a_worker_lacks_or_has_otherwise_is_missing(plan: Path) -> None:

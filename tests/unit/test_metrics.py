@@ -83,6 +83,8 @@ def test_state_numbers_and_their_summary() -> None:
     assert found.state_rel["a"] == 1 / 8
     assert found.state_rel["b"] == pytest.approx(1e-6 / STATE_FLOOR), "a tensor of zeros has no scale of its own"
     assert (found.top1, found.first_divergent) == (0.5, 0)
+    later = read(Comparison({3: compare_step(PAIR[0], PAIR[0]), 7: compare_step(*PAIR)}, {3: first}))
+    assert (later.at, later.first_divergent) == ((3, 7), 7), "of steps that were not all compared, the step's number"
     assert len(found.max_abs) == len(found.kl) == len(found.rel_std) == len(found.sqnr_db) == 2
 
 

@@ -14,15 +14,16 @@ import onnxruntime
 import pytest
 import torch
 
-from exporter import bundled, onnx_graph, ports
+from exporter import bundled, onnx_graph, ports, versions
 from exporter.contract import Spelling
 from exporter.model import Model, open_model
-from exporter.passes import onnx_quantise, onnx_weights
+from exporter.models.layers import Linear
+from exporter.passes import onnx_quantise, onnx_weights, torch_quantise
 from exporter.passes.onnx_balance import balance
 from exporter.passes.onnx_quantise import PRESETS, Preset, quantise
 from exporter.passes.onnx_rounding import ROWS, Blocks, Channels, Latest, Rows, Storage
 from tests.conftest import untraced
-from tests.models import VERSIONS, loud, random_checkpoint
+from tests.models import VERSIONS, case, loud, random_checkpoint
 from validation.metrics import compare_step
 
 pytestmark = pytest.mark.slow
@@ -288,6 +289,19 @@ def test_graphs_of_any_number_of_tokens_have_the_same_weights(traced: Traced) ->
         found = other.graph.initializers
         assert {name for name in found if "weight" in name} == set(weights)
         assert all(found[name].const_value.tobytes() == weights[name].tobytes() for name in weights)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_low_rank_pairs_are_told_from_other_matrices_whatever_their_names(version: str) -> None:
+    weights, file = case(version)[0], versions.load(version)
+    module = file.build(file.spec(version, weights, 64e-5), weights, Spelling())
+    linears = [(f"{path}.weight", part.weight) for path, part in module.named_modules() if isinstance(part, Linear)]
+    for name, weight in linears:
+        if name != torch_quantise.HEAD:
+            low = min(weight.shape) < 48  # half of what all others have at least
+            assert (PRESETS["int4"].of(name) == Channels()) == low, name
+            reason = torch_quantise.grid_for(name, 96, torch_quantise.PRESETS["8da4w"])[1]
+            assert (reason == torch_quantise.SMALL) == low, name
 
 
 def test_a_loud_channel_costs_nothing_once_it_is_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,15 @@ def test_vocabulary_of_another_size_fails_without_numbers(golden: Trace) -> None
     assert row.free is None
 
 
+def test_prompt_longer_than_the_largest_graph_that_loses_its_end_is_named_uneven(golden: Trace) -> None:
+    target = session()
+    prefill = target.prefill
+    target.prefill = lambda tokens, state: prefill(tokens[:4], state)  # type: ignore[method-assign]
+    row = judged(target, golden)
+    assert row.outcome is Outcome.FAIL
+    assert all(reason.startswith("prefill uneven: ") for reason in row.reasons), row.reasons
+
+
 @pytest.mark.parametrize("size", [4, 40])
 def test_prefill_graph_that_drops_its_state_is_named_by_its_size(golden: Trace, size: int) -> None:
     model = Model()
@@ -216,6 +225,22 @@ def test_zero_error_is_suspicious_in_half_precision_and_fine_in_single() -> None
     assert row.outcome is Outcome.SUSPICIOUS
     assert "which fp16 arithmetic cannot do" in row.reasons[0]
     assert judged(session("float32"), record(session("float32"), TOKENS)).outcome is Outcome.PASS
+
+
+def test_an_error_in_one_of_the_readings_is_enough_not_to_be_suspicious() -> None:
+    def drift(calls: int, logits: Array, new: Tensors) -> tuple[Array, Tensors]:
+        return (logits + np.float32(1e-4) if calls >= len(TOKENS) else logits), new
+
+    row = judged(session("float16", fault=drift), record(session("float16"), TOKENS), "fp16", sizes=())
+    assert row.local and row.free
+    assert row.local.worst == 0 < row.free.worst
+    assert row.outcome is Outcome.PASS
+
+
+def test_what_is_wrong_or_elsewhere_is_never_merely_suspicious() -> None:
+    for reasons, observed, outcome in ((["wrong"], PLACE, Outcome.FAIL), ([], "fake:host", Outcome.FALLBACK)):
+        placed = Placement(PLACE, observed)
+        assert judge.verdict(reasons, bound("fp16"), exact=True, requested=PLACE, placed=placed)[0] is outcome
 
 
 def test_what_the_session_raises_passes_through(golden: Trace) -> None:
@@ -258,3 +283,7 @@ def test_state_error_counts_from_its_bound_on_and_names_the_first_tensor() -> No
     assert found(0.5, 0.75) == [
         f"free: state {WKV} is off by 0.75 after step 1, 0.188 of its largest value exceeds 0.125 (row)"
     ]
+    both = {0: {SHIFT: TensorError(1.0, 4.0), WKV: TensorError(9.0, 4.0)}}
+    (sentence,) = judge.broken("free", Comparison({0: step}, both), row)
+    assert sentence.startswith(f"free: state {SHIFT} is off by 1 after step 0, ")
+    assert sentence.endswith("; 1 more tensors too")

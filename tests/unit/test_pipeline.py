@@ -17,8 +17,11 @@ import pytest
 import torch
 
 from exporter import export, registry
+from exporter.contract import Written
+from exporter.targets import pytorch
 from runtimes import manifest
 from runtimes.errors import BadCheckpoint, WrongCall
+from runtimes.manifest import Graph, Precision
 from runtimes.tokenizer import PILE_FILE, open_tokenizer
 from tests.conftest import AWKWARD, Exports
 from tests.models import Tensors, random_checkpoint
@@ -198,6 +201,10 @@ def misshapen(weights: Tensors) -> None:
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"][:, :-1].contiguous()
 
 
+def turned(weights: Tensors) -> None:
+    weights["blocks.1.att.w1"] = weights["blocks.1.att.w1"].t().contiguous()
+
+
 def another(weights: Tensors) -> None:
     weights["blocks.0.att.x_z"] = torch.zeros(3)
 
@@ -211,6 +218,7 @@ def gap(weights: Tensors) -> None:
     [
         (lacking, r"^blocks\.1\.att\.r_k is missing from this RWKV-7 checkpoint$"),
         (misshapen, r"^blocks\.1\.ffn\.key\.weight has shape \(232, 95\), expected \(232, 96\)$"),
+        (turned, r"^blocks\.1\.att\.w1 has shape \(9, 96\), expected \(96, 9\)$"),
         (another, r"^blocks\.0\.att\.x_z is not a tensor of RWKV-7$"),
         (gap, r"^block 2 of 4 is missing$"),
     ],
@@ -258,3 +266,23 @@ def test_the_pile_tokenizer_is_taken_from_beside_the_checkpoint_or_said_to_be_ab
     (folder,) = export(path, targets=["torch"], out=tmp_path)
     assert manifest.read(folder).tokenizer == manifest.Tokenizer("pile", PILE_FILE)
     assert (folder / PILE_FILE).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("graphs", "says"),
+    [
+        ((Graph(1, "decode.x", "tokens", "int64", "logits"),), r"torch returned no graph of \[16\] tokens"),
+        (
+            tuple(Graph(n, "lost.x", "tokens", "int64", "logits") for n in (1, 16)),
+            r"graph in lost\.x, which it did not",
+        ),
+    ],
+)
+def test_a_target_that_did_not_write_what_it_was_asked_for_leaves_nothing(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: tuple[Graph, ...], says: str
+) -> None:
+    written = Written(graphs, (), Precision("float32", "float32"), {})
+    monkeypatch.setattr(pytorch, "export", lambda job, folder: written)
+    with pytest.raises(TypeError, match=says):
+        export(exports.checkpoint("7"), targets=["torch"], prefill=[16], out=tmp_path)
+    assert list(tmp_path.iterdir()) == []

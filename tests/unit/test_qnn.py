@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from validation.runner import exit_code, validate
 pytestmark = pytest.mark.slow
 
 STEPS = 6
+NAMES = {"sm8550": b"SM8550", "sm8650": b"SM8650", "sm8750": b"SM8750", "xelite": b"SC8380XP"}  # in its own binaries
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,16 @@ def test_every_node_is_inside_and_counted(half: Path) -> None:
     gemms = [node.input[1] for node in model.graph.node if node.op_type == "Gemm"]
     assert found.macs_inside > len(gemms) * 128
     assert [node.op_type for node in onnx.load(half / "decode_ctx.onnx").graph.node] == ["EPContext"]
+
+
+@pytest.mark.parametrize("soc", ["sm8550", "sm8650", "sm8750", "xelite"])
+def test_the_context_names_the_processor_that_was_asked_for(half: Path, soc: str, tmp_path: Path) -> None:
+    for name in ("decode.onnx", "model.onnx.data"):
+        shutil.copy(half / name, tmp_path)
+    ((context, taken),) = qnn_context.compiled([tmp_path / "decode.onnx"], soc, silent).values()
+    (binary,) = tmp_path.glob("*.bin")
+    assert b"soc_type=%s;" % NAMES[soc] in binary.read_bytes()  # QNN's own record of what it compiled for
+    assert (context, taken.outside) == ("decode_ctx.onnx", {})
 
 
 def test_a_context_computes_what_its_graph_compiled_anew_computes(half: Path) -> None:

@@ -25,7 +25,7 @@ from runtimes.contract import Array, Artifact, Placement, Session, State, Step
 from runtimes.errors import CheckFailed, Missing, WrongCall
 from runtimes.session import ExplicitSession, Tensors
 from tests.oracle import Oracle
-from validation import outcome, validate
+from validation import judge, outcome, validate
 from validation.metrics import Prediction, compare_prediction, read_text
 from validation.outcome import Bound, Identity, Outcome, Quality, Results
 from validation.parity import check
@@ -122,6 +122,7 @@ def test_a_session_that_is_off_fails_and_says_kl_bound_and_text() -> None:
         f"mean KL {row.reading.kl_mean:.3g} nats over 40 tokens of novel.txt exceeds 0.01 (small)"
     )
     assert measured(session(fault=off_by(0.05))).outcome is Outcome.PASS
+    assert judge.broken_on_text(dataclasses.replace(row.reading, kl_mean=math.nan), GATED, "novel.txt")
 
 
 def test_a_state_that_is_lost_shows_only_because_states_are_carried() -> None:
@@ -361,7 +362,7 @@ def results_with(*rows: Quality) -> Results:
 
 def judged(name: str, result: Outcome = Outcome.PASS, *reasons: str) -> Quality:
     reading = outcome.TextReading(1024, 4100, 0.000713, 0.0123, 2.3456, 2.3411, 0.9871)
-    identity = Identity(name, "tiny", "7", "onnx-cpu", "int8", "ort:cpu", "ort:cpu")
+    identity = Identity(name, "tiny", "7", "onnx-cpu", "int8", "ort:cpu", "ort:cpu", evidence="run")
     return Quality(identity, result, reasons, "heldout.txt", bound("int8"), reading, 1_930_000, 3_750_000)
 
 
@@ -398,7 +399,7 @@ def test_every_report_has_the_numbers_and_the_reason() -> None:
     for text in (page, cases):
         assert "0.3072 bits a byte" in text, "log2(2.3456) * 1024 / 4100"
     assert 'name="quality" tests="2" failures="1"' in cases
-    assert "1 of 2 artifacts matches the checkpoint; quality of 1 outside tolerance: bad (mean KL too far)" in summary
+    assert "step by step; 2 artifacts read a text beside it; quality of 1 outside tolerance: bad (mean KL" in summary
 
 
 @pytest.mark.parametrize(
@@ -415,7 +416,8 @@ def test_quality_that_went_wrong_takes_the_pass_away(
     from validation.reports.rows import join, verdict
 
     part = judged("a", result, *(["why"] if result is not Outcome.PASS else []))
-    parity = outcome.Parity(part.identity, Outcome.PASS, (), 8, bound("int8"))
+    seen = outcome.Reading((0.1,) * 4, (0.1,) * 4, (30.0,) * 4, (1e-3,) * 4, 1.0, 1.0, None, {"s": 0.0}, {"s": 0.0})
+    parity = outcome.Parity(part.identity, Outcome.PASS, (), 4, bound("int8"), seen, seen, {"1": 0.0})
     (row,) = join([dataclasses.replace(results_with(part), parity=(parity,))])
     assert row.badges == badges
     found = verdict([row])

@@ -10,11 +10,13 @@ import pytest
 
 import runtimes.backends
 from exporter import registry as targets
+from exporter.contract import Target
 from runtimes import registry
 
 TARGET = """
 from exporter.contract import Target
 TARGETS = (Target("onnx-cpu", "another of this name", "ort", "cpu", {"fp32": "fp32"}),)
+missing = refuse = export = None
 """
 
 
@@ -57,3 +59,10 @@ def test_a_runtime_file_that_is_none_is_named(
     add(runtimes.backends, tmp_path, monkeypatch, name=name, text=text)
     with pytest.raises(TypeError, match=rf"{name}\.py has no {absent}"):
         registry.parse(name)
+
+
+@pytest.mark.parametrize("target", targets.targets().values(), ids=lambda target: target.name)
+def test_every_place_that_a_target_names_exists(target: Target) -> None:
+    for place in (f"{target.runtime}:{target.device}", *target.also_runs, *filter(None, [target.kernel])):
+        runtime, device = registry.parse(place)
+        assert f"{runtime}:{device}" == place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from runtimes.errors import BadArtifact, Missing, WrongCall
 from runtimes.manifest import StateTensor
 from validation import outcome
 from validation.outcome import Latency, Outcome, Parity, Results
+from validation.rows import Row
 from validation.runner import exit_code, measure, validate, weight_bytes
+from validation.tolerances import bound
 
 CHECKPOINT = manifest.Source("small.pth", "pth", 10, "5" * 64)
 
@@ -26,11 +29,11 @@ class Runtime:
     """The runtime "fake", whose session each test chooses."""
 
     READS = (".fake",)
-    DEVICES = ("cpu", "npu")
+    DEVICES = ("cpu", "npu", "npu-emulator")
     make: Callable[[], Session] = staticmethod(session)
 
     def missing(self, device: str) -> str | None:
-        return "there is no NPU in this machine" if device == "npu" else None
+        return "there is no NPU in this machine" if device.startswith("npu") else None
 
     def open_session(self, artifact: Artifact, device: str) -> Session:
         return self.make()
@@ -105,7 +108,8 @@ def test_artifact_that_agrees_with_its_checkpoint_passes(runtime: Runtime, artif
     row = only(results)
     assert (row.outcome, row.reasons, row.steps) == (Outcome.PASS, (), 8)
     ran = outcome.Identity("small.fake.fp32", "small", "4", "fake", "fp32", PLACE, PLACE, {"nodes": 9}, "run")
-    assert row.identity == ran
+    digest = hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+    assert row.identity == dataclasses.replace(ran, digest=digest)
     assert set(row.prefill) == {"1", "4", "uneven"}
     assert exit_code(results) == 0
     outcome.write(results, tmp_path / "results.json")
@@ -117,6 +121,19 @@ def test_reference_is_run_once_for_all_artifacts_of_a_checkpoint(runtime: Runtim
     results = validate([artifact, other], steps=4, find=found, reference=reference)
     assert [row.identity.artifact for row in results.parity] == ["small.fake.fp32", "other"]
     assert reference.opened == [Path("small.pth")]
+
+
+def test_an_artifact_of_another_norm_is_compared_with_a_trace_of_its_own(runtime: Runtime, artifact: Path) -> None:
+    other, opened = write_artifact(artifact.with_name("other")), list[float]()
+    document = manifest.read(other)
+    manifest.write(dataclasses.replace(document, model=dataclasses.replace(document.model, ln_x_eps=1e-5)), other)
+
+    def reference(checkpoint: Path, *, ln_x_eps: float) -> Session:
+        opened.append(ln_x_eps)
+        return session("float64")
+
+    validate([artifact, other], steps=4, find=found, reference=reference)
+    assert opened == [64e-5, 1e-5]
 
 
 def test_seed_changes_the_tokens(runtime: Runtime, artifact: Path) -> None:
@@ -138,6 +155,49 @@ def test_only_what_a_compiler_made_for_an_absent_device_is_compiled(runtime: Run
         (Outcome.MISSING, True),
     ]
     assert exit_code(results) == 3
+    emulated = only(validate([artifact], on=["fake:npu-emulator"], steps=4, find=found, reference=Reference()))
+    assert emulated.outcome is Outcome.MISSING, "it could be installed, and nothing was shown"
+
+
+@pytest.mark.parametrize("work", [validate, measure])
+def test_what_a_compiler_made_and_was_damaged_since_is_not_called_compiled(
+    runtime: Runtime, artifact: Path, work: Callable[..., Results]
+) -> None:
+    delegated = manifest.Coverage({"NpuBackend": 1}, {}, {}, 1, 0, 1, 0)
+    document = manifest.read(artifact)
+    graphs = tuple(dataclasses.replace(graph, coverage=delegated) for graph in document.graphs)
+    manifest.write(dataclasses.replace(document, graphs=graphs), artifact)
+    (artifact / "graph.data").write_bytes(bytes(999))
+    results = work([artifact], on=["fake:npu"])
+    assert [row.outcome for row in (*results.parity, *results.latency)] == [Outcome.ERROR]
+
+
+def test_what_needs_a_package_that_is_not_installed_is_missing(runtime: Runtime, artifact: Path) -> None:
+    def find(source: manifest.Source) -> Path:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    (row,) = validate([artifact], steps=4, find=find, reference=Reference()).parity
+    assert row.outcome is Outcome.MISSING
+    assert "the Python package torch" in row.reasons[0]
+
+
+def test_an_artifact_that_is_replaced_meanwhile_is_not_taken_for_the_one_that_was_listed(
+    runtime: Runtime, artifact: Path
+) -> None:
+    def replaced(row: Row) -> None:
+        document = manifest.read(artifact)
+        target = dataclasses.replace(document.target, precision="other")
+        manifest.write(dataclasses.replace(document, target=target), artifact)
+
+    rows = validate([artifact, artifact], steps=4, find=found, reference=Reference(), keep=replaced).parity
+    assert [row.outcome for row in rows] == [Outcome.PASS, Outcome.ERROR]
+    assert "was replaced while this ran" in rows[1].reasons[0]
+
+
+def test_an_artifact_of_a_known_target_does_not_choose_its_own_bound(runtime: Runtime, tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "art", name="onnx-cpu", precision="fp32", tolerance="int4")
+    row = only(validate([folder], steps=4, find=found, reference=Reference()))
+    assert row.bound == bound("fp32")
 
 
 def test_missing_device_is_a_row_with_its_reason_and_no_reference_is_run(runtime: Runtime, artifact: Path) -> None:
@@ -298,6 +358,8 @@ def test_exit_code_is_zero_only_if_every_row_passed(artifact: Path) -> None:
         assert code(Outcome.PASS, bad) == code(Outcome.MISSING, bad) == 1
     timed = (Latency(identity, Outcome.ERROR, ("it raised",)),)
     assert exit_code(Results(outcome.SCHEMA, machine, latency=timed)) == 1
+    read = (outcome.Quality(identity, Outcome.FAIL, ("too far",), "a text"),)
+    assert exit_code(Results(outcome.SCHEMA, machine, quality=read)) == 1
 
 
 def test_weights_are_every_file_but_words(artifact: Path) -> None:
@@ -309,6 +371,7 @@ def test_weights_are_every_file_but_words(artifact: Path) -> None:
 def test_a_folder_of_artifacts_stands_for_all_of_them(runtime: Runtime, artifact: Path) -> None:
     write_artifact(artifact.parent / "other", sizes=(1,))
     (artifact.parent / ".other.99.part").mkdir()
+    write_artifact(artifact.parent / ".other.99.older", sizes=(1,))
     results = validate([artifact.parent], steps=8, find=found, reference=Reference())
     assert [row.identity.artifact for row in results.parity] == sorted([artifact.name, "other"])
 

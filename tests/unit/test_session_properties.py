@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import runtimes
-from runtimes.contract import Array, Session, State
-from runtimes.errors import WrongCall
+from runtimes.contract import Array, Placement, Session, State, TensorSpec
+from runtimes.errors import BadArtifact, WrongCall
+from runtimes.session import ExplicitSession, Tensors
 from tests.conftest import AWKWARD, Exports
 
 pytestmark = pytest.mark.slow
@@ -84,6 +86,28 @@ def test_a_prompt_can_be_split_anywhere(session: Session, tokens: list[int], dat
     same(session, (whole.logits, whole.state), (second.logits, second.state), **CLOSE)
 
 
+def test_a_prompt_takes_the_smallest_graph_that_takes_as_much_and_the_time_of_all_calls() -> None:
+    ran: list[tuple[int, list[int]]] = []
+
+    def graph(size: int) -> Callable[[Array, Tensors], tuple[Array, Tensors]]:
+        def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
+            time.sleep(0.01)
+            ran.append((size, tokens.tolist()))
+            return np.zeros(9, np.float32), state
+
+        return run
+
+    placed = Placement("fake:cpu", "fake:cpu")
+    fake = ExplicitSession([], {}, 9, {n: graph(n) for n in (8, 4, 1, 2)}, lambda: placed, up_to=(4, 8))
+    step = fake.prefill([0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7], fake.initial_state())
+    assert ran == [(8, [0, 1, 2, 3, 4, 5, 6, 7]), (4, [8, 5, 6, 7])]
+    assert step.seconds >= 0.02
+    ran.clear()
+    fake.prefill([1, 2], fake.initial_state())
+    fake.prefill([1, 2, 3], fake.initial_state())
+    assert ran == [(2, [1, 2]), (4, [1, 2, 3])]
+
+
 @some
 @given(before=prompts(), after=prompts())
 def test_a_state_can_be_saved_and_restored_anywhere(session: Session, before: list[int], after: list[int]) -> None:
@@ -129,6 +153,7 @@ def test_the_initial_state_is_fresh_each_time(session: Session) -> None:
         st.integers(max_value=-1), st.integers(min_value=VOCAB), st.floats(), st.text(max_size=3), st.none()
     )
 )
+@example(token=VOCAB)
 def test_what_is_no_token_is_refused(session: Session, token: Any) -> None:
     with pytest.raises(WrongCall, match="outside the vocabulary of 101"):
         session.step(token, session.initial_state())
@@ -166,3 +191,14 @@ def test_state_tensors_of_other_names_or_shapes_are_refused(session: Session, da
         arrays[name] = {"flatten": array.reshape(-1), "grow": grown, "empty": array[:0]}[alter]
     with pytest.raises(WrongCall, match=name if alter != "add" else "another"):
         session.write_state(arrays)
+
+
+def test_a_graph_that_gives_another_number_of_state_tensors_back_does_not_fit_its_manifest() -> None:
+    def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
+        return np.zeros(3, np.float32), state[1:]
+
+    placed = Placement("test:cpu", "test:cpu")
+    specs = [TensorSpec(f"blocks.0.{part}.shift", (1, 2), "float32", ("batch", "channel")) for part in ("att", "ffn")]
+    session = ExplicitSession(specs, {}, 3, {1: run}, lambda: placed)
+    with pytest.raises(BadArtifact, match="1 state tensors back, the manifest has 2"):
+        session.step(0, session.initial_state())

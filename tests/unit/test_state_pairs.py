@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from exporter import bundled, export, graph
 from exporter.contract import Spelling
 from exporter.model import open_model
+from exporter.models import pairs
 from exporter.passes.mil_pair import in_pairs
 from exporter.progress import silent
 from exporter.targets import coreml, coreml_ane
@@ -92,6 +93,18 @@ def test_a_pair_holds_what_float32_does_to_23_bits_and_keeps_it(value: np.ndarra
     assert (np.abs(held - value) <= np.maximum(np.abs(value) * 2.0**-22, 2.0**-36)).all()
     _, again = pairing.summed(SPECS, pairing.split(SPECS, [shift, held]))
     assert np.array_equal(again, held)
+
+
+@pytest.mark.parametrize(("held", "added"), [(0.1, 50.0), (50.0, 0.1), (0.1, -0.1), (3.0, 1000.0)])
+def test_a_sum_keeps_what_rounds_away_whichever_part_is_larger(held: float, added: float) -> None:
+    chance = torch.Generator().manual_seed(0)
+    whole, more = (size * (1 + torch.rand(99, generator=chance, dtype=torch.float64)) for size in (held, added))
+    high, added_in_half = whole.half(), more.half()
+    low = ((whole - high.double()) * pairing.SCALE).half()
+    first, second = pairs.changed((high, low), torch.zeros_like, added_in_half)
+    before, after = (one.double() + other.double() / pairing.SCALE for one, other in ((high, low), (first, second)))
+    error = (after - (before + added_in_half.double())).abs()
+    assert (error <= 2.0**-20 * torch.maximum(whole.abs(), more.abs())).all()
 
 
 def test_pairs_are_one_outside() -> None:
@@ -189,7 +202,8 @@ def test_parts_that_change_places_are_noticed(made: Callable[[str], Artifact]) -
 def test_a_low_part_without_its_high_part_is_refused(made: Callable[[str], Artifact], tmp_path: Path) -> None:
     document = made("7").manifest
     one, high, low, other = document.state
-    for state in ((low, one, high, other), (one, low, high, other), (one, high, replace(low, shape=(1,)), other)):
+    wrong = (replace(low, shape=(1,)), *(replace(low, scale=scale) for scale in (0.0, -0.5, 1.0)))
+    for state in ((low, one, high, other), (one, low, high, other), *((one, high, each, other) for each in wrong)):
         manifest.write(replace(document, state=state), tmp_path)
         with pytest.raises(BadArtifact, match=r"att\.wkv\.low is no low part of the one before it"):
             manifest.read(tmp_path)

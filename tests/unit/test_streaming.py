@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,9 +121,10 @@ def test_progress_is_in_bytes_and_comes_in_parts(tmp_path: Path) -> None:
     assert max(told[1:]) == 1000
 
 
-def test_a_piece_of_another_length_than_planned_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="w has 3 bytes, planned were 4"):
-        streaming.write(tmp_path / "data", [Piece("w", 0, 4, lambda: memoryview(b"abc"))], silent)
+@pytest.mark.parametrize("content", [b"abc", b"abcde"])
+def test_a_piece_of_another_length_than_planned_is_an_error(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ValueError, match=f"w has {len(content)} bytes, planned were 4"):
+        streaming.write(tmp_path / "data", [Piece("w", 0, 4, lambda: memoryview(content))], silent)
 
 
 @pytest.mark.parametrize("situation", [(), ("--older",)], ids=" ".join)
@@ -196,10 +198,12 @@ def test_whatever_happens_to_what_was_left_the_bytes_are_right(tmp_path: Path, f
         destination.parent.mkdir()
         path = interrupted(destination, Source()) / file
         content = bytearray(path.read_bytes())
-        if chance.random() < 0.5:
+        if number % 3 == 0:
             content[chance.randrange(len(content))] = chance.randrange(256)
-        else:
+        elif number % 3 == 1:
             del content[chance.randrange(len(content)) :]
+        else:
+            content += chance.randbytes(1 << 14)
         path.write_bytes(content)
 
         export(destination, source)
@@ -232,7 +236,12 @@ def test_other_exports_into_the_same_place_leave_it_for_a_week(tmp_path: Path) -
         pass
     assert hidden.exists()
 
-    os.utime(hidden / journal.FILE, (0, 0))
+    os.utime(hidden / journal.FILE, (time.time() - 6 * 24 * 3600,) * 2)
+    with replacing(tmp_path / "another", JOB):
+        pass
+    assert hidden.exists()
+
+    os.utime(hidden / journal.FILE, (time.time() - 8 * 24 * 3600,) * 2)
     with replacing(tmp_path / "another", JOB):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["another"]

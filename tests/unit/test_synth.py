@@ -17,9 +17,9 @@ from exporter.progress import silent
 from exporter.synth import SIZES, synth
 from runtimes.errors import Missing, WrongCall
 from tests.memory import forget_peak, peak
+from tests.models import VERSIONS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a")
 
 
 def make(path: Path, version: str = "7", **options):
@@ -102,7 +102,8 @@ def test_optional_tensors_that_official_models_lack_are_left_out(tmp_path):
         ({"size": "3b"}, "unknown size '3b'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"width": 100, "head_size": 64}, "width 100 is not a multiple of the head size 64"),
-        ({"layers": 0}, "layers is 0, expected at least 1"),
+        ({"layers": 0}, "layers is 0, expected 1 to 1024"),
+        ({"layers": 10**8}, "layers is 100000000, expected 1 to 1024"),
         ({"vocab": -1}, "vocab is -1"),
         ({"head_size": 0}, "head size is 0"),
     ],

@@ -67,6 +67,7 @@ def test_world_agrees_with_the_rwkv_package() -> None:
 
 def test_bytes_are_the_utf8_bytes_plus_one() -> None:
     assert open_tokenizer("bytes").encode("Aé") == [66, 196, 170]
+    assert open_tokenizer("bytes").spell(256) == b"\xff"
 
 
 def test_pile_agrees_with_the_package_that_reads_the_file(pile_folder: Path) -> None:

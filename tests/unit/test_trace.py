@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_rnn import VOCAB, Model, session, specs
@@ -23,6 +25,7 @@ def test_trace_holds_every_step_and_the_states_between() -> None:
     states = [trace.states[position] for position in range(6)]
     assert len(trace.states) == 6
     assert trace.gaps == ""
+    assert replace(trace, name="t.safetensors").gaps.startswith("compared with t.safetensors, which was recorded")
     for token, logits, before, after in zip(TOKENS, trace.logits, states, states[1:], strict=False):
         step = source.step(token, source.write_state(before))
         assert np.array_equal(step.logits, logits)

@@ -13,7 +13,7 @@ import torch
 
 import runtimes
 from exporter import export, reference_session
-from runtimes import manifest
+from runtimes import manifest, npz
 from runtimes.errors import BadCheckpoint, WrongCall
 from tests.conftest import AWKWARD, Exports
 from tests.models import Dice, Tensors, random_checkpoint
@@ -101,6 +101,13 @@ def test_an_artifact_that_lost_its_tuned_state_fails(tmp_path: Path) -> None:
     (row,) = validate([folder], steps=8).parity
     assert row.outcome is Outcome.FAIL
     assert any("before the first step" in reason for reason in row.reasons)
+
+
+def test_a_stored_state_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    square = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.savez(tmp_path / "states.npz", rows=square, columns=np.asfortranarray(square))
+    for array in npz.read(tmp_path / "states.npz").values():
+        np.testing.assert_array_equal(array, square)
 
 
 def partial_states(tuned: Tensors) -> None:

@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from small_exports import TOKENS, exported, in_chunks, in_torch, stepping
 
 import runtimes
-from exporter.passes import onnx_columns
+from exporter import ports, versions
+from exporter.contract import Spelling
+from exporter.models.parameters import materialise
+from exporter.models.primitives import L2Normalise
+from exporter.passes import onnx_columns, torch_half
 from runtimes import manifest, ort_gpu, ort_webgpu
 from runtimes.contract import Session
 from runtimes.errors import BadArtifact, Missing
+from tests.models import case
 from tests.requirements import require
 from validation import validate
 from validation.outcome import Outcome
@@ -91,6 +97,17 @@ def test_half_precision_keeps_recurrences_and_logits_in_float32(half: Path) -> N
     taken = [by_name[node.input[1]] for node in decode.node if node.op_type == "MatMul" and node.input[1] in by_name]
     assert {tensor.data_type for tensor in taken} == {onnx.TensorProto.FLOAT16}
     assert {len(tensor.dims) for tensor in taken} == {2, 3}  # in pieces where there are several
+
+
+def test_keys_whose_squares_float16_cannot_hold_are_normalised() -> None:
+    weights, version = case("7")[0], versions.load("7")
+    spec = version.spec("7", weights, 64e-5)
+    module = version.build(spec, weights, Spelling())
+    torch_half.halve(module, ports.own(spec), torch.float16)
+    for _ in materialise(module):
+        pass
+    norm = next(part for part in module.modules() if isinstance(part, L2Normalise))
+    assert norm(torch.full((1, 3, 32), 300.0, dtype=torch.float16)).numpy() == pytest.approx(32**-0.5, rel=1e-3)
 
 
 def test_products_in_pieces_are_nearer_than_whole_ones(tmp_path: Path) -> None:

@@ -120,9 +120,11 @@ def test_where_it_ran_is_what_the_page_saw_and_not_what_was_asked(name: str, ope
     assert place(name).observed(opened).observed == observed
 
 
-def test_a_software_adapter_is_an_emulator() -> None:
-    emulated = replace(place("web:webgpu"), software=True).observed(Opened(1, {"WebGpuExecutionProvider": 1}, ()))
-    assert emulated.evidence == "emulated"
+@pytest.mark.parametrize("name", ["web:webgpu", "web:webnn-gpu", "web:webnn-npu", "web:wasm-1"])
+def test_a_software_adapter_is_an_emulator_of_gpus(name: str) -> None:
+    computer = replace(PHONE, adapter=replace(GPU, software=True))
+    evidence = [places.on(each, place(name)).observed(Opened(1, {}, ())).evidence for each in (PHONE, computer)]
+    assert evidence == ["run", "emulated" if name.endswith("gpu") else "run"]
 
 
 def test_demands_are_read_from_the_graphs(artifact: Path) -> None:

@@ -233,5 +233,3 @@ RULES = (
         "look at their inputs: rwkv-export inspect --fp16",
     ),
 )
-
-BY_NAME = {rule.name: rule for rule in RULES}

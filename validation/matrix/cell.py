@@ -12,6 +12,7 @@ from filelock import FileLock
 from runtimes import manifest
 from runtimes.schema import to_plain
 from validation import machine, outcome, runner
+from validation.evidence import doubts
 from validation.matrix.plan import Cell
 from validation.outcome import Latency, Outcome, Parity, Quality, Results
 
@@ -35,10 +36,12 @@ def unrun(cell: Cell, kind: Outcome, reason: str) -> Results:
     return Results(outcome.SCHEMA, machine.describe(cell.device.name), parity, latency, made=machine.now())
 
 
-def settled(results: Results) -> bool:
-    """Whether running again could tell nothing new: nothing raised, nothing was missing."""
+def settled(results: Results, cell: Cell) -> bool:
+    """Whether running the cell again could tell nothing new: it is what ran, nothing raised, nothing was missing."""
     rows: tuple[Parity | Latency | Quality, ...] = (*results.parity, *results.latency, *results.quality)
-    return bool(rows) and not {row.outcome for row in rows} & {Outcome.ERROR, Outcome.MISSING}
+    own = all((row.identity.digest, row.identity.requested) == (cell.digest, cell.place) for row in rows)
+    ran = not {row.outcome for row in rows} & {Outcome.ERROR, Outcome.MISSING}
+    return bool(rows) and own and ran and not any(any(doubts(row)) for row in rows)
 
 
 def _work(cell: Cell) -> Results:

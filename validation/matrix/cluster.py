@@ -48,7 +48,7 @@ def _connect(scheduler: str) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise Missing("running on a cluster needs Dask", hint='pip install "rwkv-export[cluster]"') from error
+        raise Missing("running on a cluster needs Dask", hint="pip install 'rwkv-export[cluster]'") from error
     try:
         return Client(scheduler, timeout=5, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:

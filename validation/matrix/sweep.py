@@ -54,12 +54,12 @@ def _file(cell: Cell, folder: Path) -> Path:
 
 
 def _kept(cell: Cell, folder: Path) -> Results | None:
-    """The settled result of an earlier run; None where there is none, or none that can be read."""
+    """The settled result of an earlier run; None where there is none, or none of this very cell that can be read."""
     try:
         results = outcome.read(_file(cell, folder))
     except WrongCall:
         return None
-    return results if cells.settled(results) else None
+    return results if cells.settled(results, cell) else None
 
 
 def _understood(cell: Cell, result: str | Exception) -> Results:

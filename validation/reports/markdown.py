@@ -26,6 +26,7 @@ HEADER = (
     "Target",
     "Ran on",
     "Outcome",
+    "Evidence",
     "max abs Δlogit",
     "KL",
     "top-1",
@@ -50,7 +51,7 @@ DELEGATE_HEADER = ("Artifact", "Delegate calls", "Left outside", "Target", "MACs
 HOPS_HEADER = ("Two hops", "Precision", "Ran on", "Kernel against the same graph on", *hops.HEADER)
 LINT_HEADER = ("Linted artifact", "Severity", "Rule", "Found", "times")
 LEFT = 4
-"""Columns of words in each table; the others hold numbers and are aligned right."""
+"""Columns of words in most tables; the others hold numbers and are aligned right."""
 
 
 def render(results: Results) -> str:
@@ -58,7 +59,7 @@ def render(results: Results) -> str:
     rows = join([results])
     lines = [f"**{_text(str(verdict(rows)))}**", ""]
     if rows:
-        lines += _table(HEADER, [_cells(row) for row in rows])
+        lines += _table(HEADER, [_cells(row) for row in rows], words=LEFT + 1)
     if apart := hops.split(rows):
         lines += ["", *_table(HOPS_HEADER, [[*_hop_words(row, parts), *numbers] for row, parts, numbers in apart])]
     if read := [row.quality for row in rows if row.quality]:
@@ -78,13 +79,13 @@ def render(results: Results) -> str:
 
 def _cells(row: Row) -> list[str]:
     identity, free = row.identity, row.free
-    place = f"{row.observed or 'nowhere'}{f', {row.stand_in}' if row.stand_in else ''}"
     asked = f" (asked for {identity.requested})" if row.observed != identity.requested else ""
     return [
         _text(identity.artifact),
         _text(f"{identity.target} {identity.precision}"),
-        _text(f"{place}{asked}"),
+        _text(f"{row.where}{asked}"),
         "<br>".join(f"{SIGNS[kind]} {words}" for kind, words in row.badges),
+        row.evidence,
         sig(row.error),
         sig(worst(free.kl) if free else None),
         share(free.top1 if free else None),
@@ -141,8 +142,8 @@ def _found(finding: Finding) -> str:
     return f"{finding.what}, first in {finding.places[0]}; {finding.fix}" if finding.places else finding.what
 
 
-def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    return [_line(header), _line([":--"] * LEFT + ["--:"] * (len(header) - LEFT)), *map(_line, rows)]
+def _table(header: tuple[str, ...], rows: list[list[str]], *, words: int = LEFT) -> list[str]:
+    return [_line(header), _line([":--"] * words + ["--:"] * (len(header) - words)), *map(_line, rows)]
 
 
 def _items(title: str, items: list[tuple[Row, str]]) -> list[str]:

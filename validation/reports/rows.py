@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from runtimes.profile import Profile
+from validation.evidence import Evidence, believed, evidence
 from validation.outcome import Bound, Identity, Latency, Machine, Outcome, Parity, Quality, Reading, Results, Samples
-from validation.reports.words import listing, plural, times, worst
+from validation.reports.words import listing, plural, share, times, worst
 
 UNITS = 3
 """Delegates, execution providers or operators that a row names."""
@@ -67,10 +68,16 @@ class Row:
         if self.outcome is None:
             timing = self.parts[0][1].outcome
             return ((TIMED, "timed only"),) if timing is Outcome.PASS else ((timing.value, said(timing)),)
-        whose = "" if self.parts[0][1].outcome is self.outcome else "quality: "
+        whose = "" if self.parity and self.parity.outcome is self.outcome else "quality: "
         first = (self.outcome.value, f"{whose}{said(self.outcome)}")
         others = [(name, part.outcome) for name, part in self.parts if part.outcome not in (Outcome.PASS, self.outcome)]
         return (first, *((outcome.value, f"{name}: {said(outcome)}") for name, outcome in others))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the row is evidence of: nothing where any of its comparisons went wrong."""
+        held = self.outcome in (Outcome.PASS, Outcome.COMPILED)
+        return evidence(self.parity) if held else Evidence.UNPROVEN
 
     @property
     def stand_in(self) -> str:
@@ -96,6 +103,13 @@ class Row:
         """Where it ran, "" where nothing ran; every place if its parts ran in different ones."""
         places = (part.identity.observed for _, part in self.parts)
         return ", ".join(dict.fromkeys(place for place in places if place))
+
+    @property
+    def where(self) -> str:
+        """`observed`, with what the evidence of the row leaves unsaid; "nowhere"."""
+        several = self.observed != self.identity.observed
+        aside = f", {self.stand_in}" if self.stand_in and self.evidence != self.stand_in else ""
+        return (self.observed if several else place(self.identity)) + aside
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -141,17 +155,18 @@ def said(outcome: Outcome) -> str:
 def join(documents: Sequence[Results]) -> tuple[Row, ...]:
     """All rows of some documents: parity, quality and latency meet in order where identity and machine agree.
 
-    Within one document first, then with what earlier documents left open.
+    Those of an artifact and of another one of its name stay apart, and what contradicts itself is no pass. Within one
+    document first, then with what earlier documents left open.
     """
     rows: list[Row] = []
     for document in documents:
         own = len(rows)
         for parity in document.parity:
-            _place(rows, own, Row(0, document.machine, parity=parity))
+            _place(rows, own, Row(0, document.machine, parity=believed(parity)))
         for quality in document.quality:
-            _place(rows, own, Row(0, document.machine, quality=quality))
+            _place(rows, own, Row(0, document.machine, quality=believed(quality)))
         for latency in document.latency:
-            _place(rows, own, Row(0, document.machine, latency=latency))
+            _place(rows, own, Row(0, document.machine, latency=believed(latency)))
     machines = [row.machine for row in rows]
     rows.sort(key=lambda row: machines.index(row.machine))
     return tuple(replace(row, number=number) for number, row in enumerate(rows, start=1))
@@ -161,7 +176,8 @@ def _place(rows: list[Row], own: int, new: Row) -> None:
     for index in [*range(own, len(rows)), *range(own)]:
         old = rows[index]
         free = not {name for name, _ in old.parts} & {name for name, _ in new.parts}
-        if free and key(old) == key(new) and old.machine == new.machine:
+        same = key(old) == key(new) and old.identity.digest == new.identity.digest
+        if free and same and old.machine == new.machine:
             rows[index] = Row(
                 0, old.machine, old.parity or new.parity, old.latency or new.latency, old.quality or new.quality
             )
@@ -180,6 +196,14 @@ def key(row: Row) -> tuple[str, ...]:
         identity.precision,
         identity.requested,
     )
+
+
+def place(identity: Identity) -> str:
+    """Where it ran, with the share of operations that did where the runtime tells of others; "nowhere"."""
+    device = identity.observed.rpartition(":")[2]
+    there = sum(count for unit, count in identity.nodes.items() if unit.lower().split()[:1] == [device])
+    part = there / sum(identity.nodes.values()) if there else 1
+    return (identity.observed or "nowhere") + (f", {share(part)} of it" if part < 1 else "")
 
 
 def counts(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
@@ -207,6 +231,8 @@ class Verdict:
         return "; ".join((self.headline, *(clause.text for clause in self.clauses))) + "."
 
 
+_NOT_SHOWN = "The artifact is not shown to match its checkpoint"
+
 _WHOSE = {"parity": "", "quality": "quality of ", "timing": "timing of "}
 """How a clause on a part begins."""
 
@@ -222,13 +248,13 @@ _TROUBLE = {
 
 def verdict(rows: Sequence[Row]) -> Verdict:
     """The verdict on some rows, in plain words."""
-    compared = [row for row in rows if row.outcome]
+    compared = [row for row in rows if row.parity]
     if not rows:
         return Verdict("Nothing was compared and nothing was timed", ())
     if not compared:
-        headline = f"Nothing was compared with a checkpoint; {_timed(rows)}"
-        return Verdict(headline, tuple(_clauses(rows, "timing")))
-    clauses = [*_clauses(compared, "parity"), *_clauses(compared, "quality"), *_clauses(rows, "timing")]
+        headline = f"Nothing was compared with a checkpoint{_other(rows)}"
+        return Verdict(headline, (*_clauses(rows, "quality"), *_clauses(rows, "timing")))
+    clauses = [*_clauses(compared, "parity"), *_clauses(rows, "quality"), *_clauses(rows, "timing")]
     extra = sum(row.badges[0][0] == TIMED for row in rows)
     if extra:
         clauses.append(Clause(TIMED, f"{extra} only timed, not compared"))
@@ -239,12 +265,28 @@ def _headline(rows: Sequence[Row]) -> str:
     passed = sum(row.outcome is Outcome.PASS for row in rows)
     artifacts = _artifacts(rows)
     if len(rows) == 1:
-        return "The artifact matches its checkpoint" if passed else "The artifact is not shown to match its checkpoint"
+        return f"The artifact matches its checkpoint{_how(rows)}" if passed else _NOT_SHOWN
     who = plural(len(rows), "artifact") if artifacts == len(rows) else f"{len(rows)} checks"
     whose = "" if artifacts == len(rows) else f" of {plural(artifacts, 'artifact')}"
     if passed == len(rows):
-        return f"All {who}{whose} match the checkpoint"
-    return f"{passed or 'None'} of {who}{whose} {'matches' if passed == 1 else 'match'} the checkpoint"
+        return f"All {who}{whose} match the checkpoint{_how(rows)}"
+    return f"{passed or 'None'} of {who}{whose} {'matches' if passed == 1 else 'match'} the checkpoint{_how(rows)}"
+
+
+def _how(rows: Sequence[Row]) -> str:
+    """What those that match are evidence of, where not all of them ran on hardware."""
+    kinds = Counter(row.evidence for row in rows if row.outcome is Outcome.PASS)
+    if set(kinds) <= {Evidence.HARDWARE}:
+        return ""
+    if len(rows) == 1:
+        return f", {''.join(kinds)}"
+    return ": " + ", ".join(f"{kinds[kind]} {kind}" for kind in Evidence if kinds[kind])
+
+
+def _other(rows: Sequence[Row]) -> str:
+    """What was done in place of comparing step by step."""
+    read = sum(row.quality is not None and row.quality.reading is not None for row in rows)
+    return f" step by step; {plural(read, 'artifact')} read a text beside it" if read else f"; {_timed(rows)}"
 
 
 def _timed(rows: Sequence[Row]) -> str:

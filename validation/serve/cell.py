@@ -21,7 +21,7 @@ from validation.serve.line import Line
 from validation.serve.places import Demands, Place
 from validation.serve.session import PageSession
 from validation.serve.timing import Timed, time_page
-from validation.tolerances import bound
+from validation.tolerances import bound, held_to
 from validation.trace import choose_tokens
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def run(
     timed = Timed(plan.prompt)
     identity = offer.identity(place)
     try:
-        row = bound(offer.artifact.manifest.target.tolerance)
+        row = held_to(offer.artifact.manifest.target)
         with progress(f"loading {identity.artifact}"):
             session = PageSession(offer.artifact, place, line, offer.urls)
     except Exception as error:  # whatever happens is a row, so that other rows are not lost

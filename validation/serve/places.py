@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtimes.contract import Artifact, Placement
 from runtimes.errors import BadArtifact, WrongCall
@@ -74,6 +74,12 @@ def usual(device: Device) -> tuple[Place, ...]:
     threads = min(MOST_THREADS, device.cores)
     names = ["web:wasm-1", *([f"web:wasm-{threads}"] if threads > 1 else [])]
     return tuple(map(parse, [*names, "web:webgpu", "web:webnn-cpu", "web:webnn-gpu", "web:webnn-npu"]))
+
+
+def on(device: Device, place: Place) -> Place:
+    """The place as this device has it: a GPU of software is WebNN's GPU too."""
+    gpu = place.provider == "webgpu" or place.device == "gpu"
+    return replace(place, software=bool(gpu and device.adapter and device.adapter.software))
 
 
 def lacking(place: Place, device: Device) -> str | None:

@@ -65,7 +65,7 @@ class Visit:
         self._lock = threading.Lock()
         name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")[:MOST_NAME]
         self.file = folder / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.json"
-        self.cells = [Cell(offer, self._known(place), Line(self._alive)) for offer in offers for place in on]
+        self.cells = [Cell(offer, places.on(device, place), Line(self._alive)) for offer in offers for place in on]
         for each in self.cells:
             reason = places.lacking(each.place, device) or places.refused(each.place, device, each.offer.demands)
             if reason:
@@ -169,10 +169,6 @@ class Visit:
     def _write(self) -> None:
         with self._lock:
             outcome.write(self.results(), self.file)
-
-    def _known(self, place: Place) -> Place:
-        adapter = self.device.adapter
-        return replace(place, software=bool(place.provider == "webgpu" and adapter and adapter.software))
 
     def _alive(self) -> str | None:
         return GONE if time.monotonic() - self._seen > SILENCE else None

@@ -106,7 +106,7 @@ def compare(old: Results, new: Results, *, slower: float = 1.05, alpha: float = 
             changes += _on_text(key, past, present)
     for key, before, after in _pairs(old.latency, new.latency):
         changes += _outcomes(key, "latency", before, after)
-        if before and after:
+        if before and after and _on_a_device(before) and _on_a_device(after):
             changes += _speed(key, before, after, slower=slower, alpha=alpha, caution=caution)
     return tuple(changes)
 
@@ -243,6 +243,11 @@ def _error_verdict(old: float, new: float, negligible: float) -> Verdict:
     if new > old * NOISE:
         return Verdict.LESS_ACCURATE
     return Verdict.MORE_ACCURATE if new * NOISE < old else Verdict.SAME
+
+
+def _on_a_device(row: Latency) -> bool:
+    """Whether the times are a device's: what an emulator or an interpreter takes is nobody's latency."""
+    return row.identity.evidence not in ("emulated", "interpreted")
 
 
 def _speed(key: Key, old: Latency, new: Latency, *, slower: float, alpha: float, caution: str) -> Iterator[Change]:

@@ -90,6 +90,7 @@ struct Manifest {
                      given.at("output").text(), {},                       given.at("fill").number(), 0};
     for (const Value& axis : given.at("shape").list()) made.shape.push_back(axis.integer());
     made.bytes = size_of(made.dtype, made.shape);
+    if (given.find("scale") != nullptr) throw Malformed(made.name + " is half of a state, which this program cannot join");
     return made;
   }
 

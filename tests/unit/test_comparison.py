@@ -94,6 +94,14 @@ def test_a_large_change_without_enough_samples_is_the_same() -> None:
     assert change.verdict is Verdict.SAME
 
 
+@pytest.mark.parametrize("evidence", ["emulated", "interpreted"])
+def test_times_of_no_device_are_not_compared(evidence: str) -> None:
+    nobody = replace(WHO, evidence=evidence)
+    changes = compare(timed(samples(8.0, 0), identity=nobody), timed(samples(80.0, 1), identity=nobody))
+    assert {change.metric for change in changes} == {"latency"}
+    assert not regressed(changes)
+
+
 def test_prompts_of_different_length_are_never_compared() -> None:
     old, new = (timed(None, samples(100.0 * n, n, tokens=64 * n)) for n in (1, 4))
     verdicts = {change.metric: change.verdict for change in compare(old, new)}

@@ -134,6 +134,7 @@ def as_it_is(folder: Path) -> None:
         (replaced('"file": "model.onnx"', '"file": "manifest.json"'), (), 2, "ONNX Runtime refuses manifest.json: "),
         (replaced('"logits"', '"odds"'), (), 2, "model.onnx lacks odds"),
         (replaced('"dtype": "float32"', '"dtype": "float16"'), (), 2, "is float16, expected float32"),
+        (replaced('"scale": null', '"scale": 0.5'), (), 2, "is half of a state, which this program cannot join"),
         (replaced('"initial_state": null', '"initial_state": "tuned.npz"'), (), 3, "does not read tuned.npz"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,9 @@ from exporter.contract import ModelSpec
 from exporter.models.parameters import materialise, value
 from exporter.progress import Progress
 
+STEP = "decode"
+"""The name of the function or method that takes one token."""
+
 Shapes = tuple[dict[int, Dim], tuple[None, ...]] | None
 
 
@@ -21,6 +24,11 @@ def arguments(spec: ModelSpec, tokens: int) -> tuple[Tensor, ...]:
     """Example inputs: `tokens` zeros and the initial state."""
     state = (torch.full(tensor.shape, tensor.fill) for tensor in spec.state)
     return (torch.zeros(tokens, dtype=torch.int64), *state)
+
+
+def calls(prefill: Sequence[int]) -> dict[str, int]:
+    """Tokens of a call by the name of its function or method: "decode", "prefill64"."""
+    return {STEP: 1, **{f"prefill{size}": size for size in prefill}}
 
 
 def any_length(inputs: tuple[Tensor, ...]) -> Shapes:

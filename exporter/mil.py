@@ -18,7 +18,6 @@ from exporter import graph
 from exporter.passes.mil_fold import folded
 
 PACKAGE = "model.mlpackage"
-STEP = "decode"
 MULTIFUNCTION = 18  # the iOS from which a package can hold several functions
 
 
@@ -66,18 +65,13 @@ class Recipe:
         }
 
 
-def sizes(prefill: Sequence[int]) -> dict[str, int]:
-    """Tokens of a call by the function's name."""
-    return {STEP: 1, **{f"prefill{size}": size for size in prefill}}
-
-
 def packages(functions: Sequence[str], ios: str) -> dict[str, tuple[str, str | None]]:
     """File and function, None for the only one in it, of each: one package for all, before iOS 18 one each."""
     if len(functions) == 1:
         return {functions[0]: (PACKAGE, None)}
     if int(ios) >= MULTIFUNCTION:
         return {name: (PACKAGE, name) for name in functions}
-    return {name: (PACKAGE if name == STEP else f"{name}.mlpackage", None) for name in functions}
+    return {name: (PACKAGE if name == graph.STEP else f"{name}.mlpackage", None) for name in functions}
 
 
 def converted(

@@ -53,7 +53,7 @@ def export(job: Job, folder: Path, recipe: Recipe, precision: Precision) -> Writ
         raise WrongCall(
             f"rwkv-mobile loads one function for prompts, not {len(job.prefill)}", hint="give one size: --prefill 16"
         )
-    sizes, pieces = {mil.STEP: 1, "prefill": (*job.prefill, PREFILL)[0]}, chosen(job)
+    sizes, pieces = {graph.STEP: 1, "prefill": (*job.prefill, PREFILL)[0]}, chosen(job)
     _refuse_pieces(job.spec, pieces)
     packages = [f"{BASENAME}_chunk{number}of{len(pieces)}.mlpackage" for number in range(1, len(pieces) + 1)]
     for number, package in enumerate(packages):

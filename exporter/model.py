@@ -14,9 +14,10 @@ from exporter.checkpoint import Checkpoint, check_finite, open_checkpoint
 from exporter.contract import ModelSpec, Spelling, Version, Weights
 from exporter.models.parameters import materialise
 from runtimes import manifest
+from runtimes.backends.eager import runner
 from runtimes.contract import Array, Placement, Session, TensorSpec
 from runtimes.errors import BadCheckpoint, WrongCall
-from runtimes.session import ExplicitSession, Tensors
+from runtimes.session import ExplicitSession
 
 LN_X_EPS = 64e-5  # official inference code; training's 1e-5 after a division by 8 is the same thing
 
@@ -103,10 +104,5 @@ def reference_session(checkpoint: str | Path, *, ln_x_eps: float | None = None) 
     for _ in materialise(module):
         pass
 
-    @torch.no_grad()
-    def run(tokens: Array, state: Tensors) -> tuple[Array, Tensors]:
-        logits, *new = module(torch.from_numpy(tokens), *map(torch.from_numpy, state))
-        return logits.numpy(), tuple(tensor.numpy() for tensor in new)
-
     placed = Placement(requested="reference:cpu", observed="reference:cpu")
-    return ExplicitSession(model.spec.state, model.initial, model.spec.vocab, {1: run}, lambda: placed)
+    return ExplicitSession(model.spec.state, model.initial, model.spec.vocab, {1: runner(module)}, lambda: placed)

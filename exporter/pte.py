@@ -21,7 +21,6 @@ from runtimes.manifest import Graph, Precision
 
 PROGRAM = "model.pte"
 WEIGHTS = "model"  # the toolchain appends .ptd
-STEP = "decode"
 
 WEIGHTS_OPTION = Option(
     "weights",
@@ -43,16 +42,11 @@ def traced(job: Job, *, ids: torch.dtype = torch.int64, module: nn.Module | None
         graph.load_weights(job.model, job.progress)
         module = job.model
     programs = {}
-    for name, size in methods(job.prefill).items():
+    for name, size in graph.calls(job.prefill).items():
         tokens, *state = graph.arguments(job.spec, size)
         with job.progress(f"tracing {name}"), quiet():
             programs[name] = graph.trace(module, (tokens.to(ids), *state))
     return programs
-
-
-def methods(prefill: Sequence[int]) -> dict[str, int]:
-    """Tokens of a call by the method's name."""
-    return {STEP: 1, **{f"prefill{size}": size for size in prefill}}
 
 
 def lowered(
@@ -124,7 +118,7 @@ def written(
     tools: packages beside torch and executorch that took part
     usage: sections of the artifact's README; where None, how an Android app steps it
     """
-    sizes = methods(job.prefill)
+    sizes = graph.calls(job.prefill)
     taken = {name: coverage(edge.exported_program(name)) for name in sizes}
     with job.progress(f"writing {PROGRAM}"), quiet(), unburdened():
         _save(edge, folder, separate=job.options.get("weights") == "separate")

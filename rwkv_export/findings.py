@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from rwkv_export.output import stdout
+from rwkv_export.output import plain_table, stdout
 
 if TYPE_CHECKING:
     from validation.fp16_risks import Audit, Range
@@ -40,7 +39,7 @@ def summary(lint: Lint) -> str:
 def _findings(lint: Lint) -> Table:
     from validation.reports.words import listing
 
-    table = _table(
+    table = plain_table(
         Column("severity", no_wrap=True),
         Column("rule", no_wrap=True),
         Column("times", justify="right", no_wrap=True),
@@ -72,7 +71,7 @@ def print_audit(audit: Audit) -> None:
 def _ranges(audit: Audit) -> Table:
     from validation.reports.words import portion, sig
 
-    table = _table(
+    table = plain_table(
         Column("part", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in ("largest", "square in a norm", "state")),
         *(Column(name, justify="right", no_wrap=True) for name in ("round to 0", "decays to 1.0")),
@@ -102,7 +101,3 @@ def _by_part(ranges: Sequence[Range]) -> dict[str, list[Range]]:
         part = ".".join(one.module.split(".")[:2]) if one.module.startswith("blocks.") else one.module
         parts.setdefault(part or "embedding", []).append(one)
     return parts
-
-
-def _table(*columns: Column) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from rwkv_export.output import stdout
+from rwkv_export.output import plain_table, stdout
 
 if TYPE_CHECKING:
     from validation.localise.findings import Found, Layer, Place
@@ -46,7 +45,7 @@ def point(results: Results, artifacts: Sequence[Path]) -> None:
 
 
 def _layers(layers: Sequence[Layer]) -> Table:
-    table = _table(
+    table = plain_table(
         Column("layer", no_wrap=True), Column("ends in", no_wrap=True), *_numbers("max |Δ|", "relative", "SQNR dB"),
         *_numbers("worst op / allowed"),
     )  # fmt: skip
@@ -59,7 +58,7 @@ def _layers(layers: Sequence[Layer]) -> Table:
 
 
 def _operations(found: Found) -> Table:
-    table = _table(
+    table = plain_table(
         Column("operation", overflow="fold"), Column("of the step", overflow="fold"), Column("value", overflow="fold"),
         *_numbers("adds max |Δ|", "relative", "allowed", "SQNR dB"),
     )  # fmt: skip
@@ -92,10 +91,6 @@ def _scope(found: Found) -> str:
 
 def _numbers(*names: str) -> list[Column]:
     return [Column(name, justify="right", no_wrap=True) for name in names]
-
-
-def _table(*columns: Column) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
 
 
 def _short(value: float | None) -> str:

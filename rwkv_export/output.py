@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import measure_renderables
 from rich.progress import (
@@ -20,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from exporter.progress import Advance
@@ -31,6 +32,11 @@ UNBOUNDED = 10_000
 
 NARROWEST = 16
 """Columns that a name gets at least, where a table folds names to fit."""
+
+
+def plain_table(*columns: Column) -> Table:
+    """The one form of table that commands print."""
+    return Table(*columns, box=SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
 
 
 def stdout() -> Console:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
 from rwkv_export import findings
-from rwkv_export.output import stdout
+from rwkv_export.output import plain_table, stdout
 
 if TYPE_CHECKING:
     from runtimes.profile import Profile
@@ -42,12 +41,14 @@ CHANGE_ORDER = [*CHANGE_STYLES, "appeared", "faster", "more accurate"]
 
 def print_survey(survey: Survey) -> None:
     """Targets and places, what is missing in the last column."""
-    targets = _table(_word("target"), _text("what it is"), _text("precisions"), _word("runs on"), _text("export here"))
+    targets = plain_table(
+        _word("target"), _text("what it is"), _text("precisions"), _word("runs on"), _text("export here")
+    )
     for row in survey.targets:
         options = [f"-O {name}={'|'.join(values) or '...'}" for name, values in row.options.items()]
         what, runs_on = "\n".join((row.summary, *options)), "\n".join(row.places)
         targets.add_row(row.name, what, ", ".join(row.precisions), runs_on, _usable(row.missing))
-    places = _table(_word("place"), _word("reads"), _text("run here"))
+    places = plain_table(_word("place"), _word("reads"), _text("run here"))
     for place in survey.places:
         places.add_row(place.place, " ".join(place.reads), _usable(place.missing))
     stdout().print(targets, "", places, sep="\n")
@@ -102,7 +103,7 @@ def print_changes(changes: Sequence[Change]) -> None:
 def _parity(rows: Sequence[Row]) -> Table:
     from validation.reports.words import share, sig, worst
 
-    table = _table(_text("parity"), _word("ran on"), _word("verdict"), _word("evidence"), *map(_number, PARITY))
+    table = plain_table(_text("parity"), _word("ran on"), _word("verdict"), _word("evidence"), *map(_number, PARITY))
     for row, part in ((row, row.parity) for row in rows if row.parity):
         numbers = [""] * len(PARITY)
         if part.local and part.free:
@@ -116,7 +117,7 @@ def _print_hops(rows: Sequence[Parity]) -> None:
     """What the device's kernels cost and what quantising does, where the two are told apart."""
     from validation.reports import hops
 
-    table = _table(_text("two hops"), _word("kernel against"), *map(_number, hops.HEADER))
+    table = plain_table(_text("two hops"), _word("kernel against"), *map(_number, hops.HEADER))
     for row in rows:
         if row.hops:
             table.add_row(row.identity.artifact, f"{row.hops.place}, same graph", *hops.cells(row.hops))
@@ -128,7 +129,7 @@ def _print_drift(rows: Sequence[Parity]) -> None:
     """Whether errors and states grow, where there were tokens enough to tell."""
     from validation.reports import drift
 
-    table = _table(_text("drift"), _word("ran on"), *map(_number, drift.HEADER))
+    table = plain_table(_text("drift"), _word("ran on"), *map(_number, drift.HEADER))
     for row in rows:
         if row.drift:
             table.add_row(*_who(row.identity), *drift.cells(row.drift))
@@ -139,7 +140,7 @@ def _print_drift(rows: Sequence[Parity]) -> None:
 def _quality(rows: Sequence[Quality]) -> Table:
     from validation.reports.words import fine, share, sig, size
 
-    table = _table(_text("quality on text"), _word("ran on"), _word("verdict"), *map(_number, QUALITY))
+    table = plain_table(_text("quality on text"), _word("ran on"), _word("verdict"), *map(_number, QUALITY))
     for row in rows:
         numbers = [""] * len(QUALITY)
         if reading := row.reading:
@@ -151,7 +152,7 @@ def _quality(rows: Sequence[Quality]) -> Table:
 
 
 def _latency(rows: Sequence[Latency]) -> Table:
-    table = _table(_text("latency"), _word("ran on"), _word("verdict"), *map(_number, LATENCY))
+    table = plain_table(_text("latency"), _word("ran on"), _word("verdict"), *map(_number, LATENCY))
     for row in rows:
         timed = [f"{row.load_s * 1e3:.0f} ms", f"{row.first_token_s * 1e3:.1f} ms"] if row.decode else ["", ""]
         speeds = (*_decode(row.decode), _rate(row.prefill), _share(row))
@@ -164,7 +165,7 @@ def _profile(row: Latency, profile: Profile) -> Table:
     from validation.reports.words import plural, portion, sig
 
     header = f"a token of {row.identity.artifact} on {row.identity.requested}"
-    table = _table(_text(header), _text("computed by"), *map(_number, PROFILE))
+    table = plain_table(_text(header), _text("computed by"), *map(_number, PROFILE))
     shown = profile.dearest(DEAREST)
     for spent in shown:
         calls = "" if spent.side == "overhead" else str(spent.calls)
@@ -221,10 +222,6 @@ def _print_notes(notes: Iterable[tuple[Identity, Iterable[str]]]) -> None:
             holds.setdefault(sentence, []).append(f"{identity.artifact} on {identity.requested}")
     for sentence, rows in holds.items():
         stdout().print(f"{listing(rows)}: {sentence}", soft_wrap=True)
-
-
-def _table(*columns: Column) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
 
 
 def _text(header: str) -> Column:

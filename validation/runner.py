@@ -220,13 +220,13 @@ def attempt(case: Case, run: Callable[[], T], row: Callable[[Case, Outcome, str]
     try:
         return run()
     except Missing as error:
-        return row(case, Outcome.COMPILED if _only_compiled(case) else Outcome.MISSING, _sentence(error))
+        return row(case, Outcome.COMPILED if _only_compiled(case) else Outcome.MISSING, sentence(error))
     except CheckFailed as error:
-        return row(case, Outcome.FAIL, _sentence(error))
+        return row(case, Outcome.FAIL, sentence(error))
     except Exception as error:  # whatever a backend raises is a row, so that the other rows are not lost
         logger.debug("%s on %s", case.folder, case.place, exc_info=True)
         lacking = absent(error)
-        return row(case, Outcome.MISSING if lacking else Outcome.ERROR, _sentence(lacking or error))
+        return row(case, Outcome.MISSING if lacking else Outcome.ERROR, sentence(lacking or error))
 
 
 def _only_compiled(case: Case) -> bool:
@@ -256,7 +256,8 @@ def _untimed(case: Case, outcome: Outcome, reason: str) -> Latency:
     return Latency(case.identity, outcome, (reason,))
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What a row says of it: ours with the hint, others with their type."""
     if isinstance(error, RwkvExportError):
         return f"{error.message} ({error.hint})" if error.hint else error.message
     return f"{type(error).__name__}: {error}"
@@ -321,7 +322,7 @@ def _linted(cases: Sequence[Case], progress: Progress) -> dict[Path, Lint]:
                 try:
                     found[case.folder] = linter.lint_artifact(Artifact(case.folder, case.manifest))
                 except RwkvExportError as error:
-                    trouble = _sentence(error)
+                    trouble = sentence(error)
                     found[case.folder] = Lint(case.identity.artifact, target.name, target.precision, 0, (), trouble)
     return found
 

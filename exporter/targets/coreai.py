@@ -20,7 +20,6 @@ from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.models.layers import StepModel
 from exporter.passes import coreai_names, coreai_weights
 from exporter.passes.edge_fold import folded
-from exporter.pte import methods
 from exporter.quiet import quiet
 from runtimes.errors import Missing
 from runtimes.manifest import Graph
@@ -77,7 +76,7 @@ def export(job: Job, folder: Path) -> Written:
         coreai_names.make_reproducible(folder / ASSET, _subgraphs(program))
     graphs = tuple(
         Graph(size, ASSET, named.tokens, "int32", named.logits, function=name)
-        for name, size in methods(job.prefill).items()
+        for name, size in graph.calls(job.prefill).items()
     )
     tools = {name: version(name) for name in ("torch", "coreai-core", "coreai-opt", "coreai-torch")}
     usage = {"Step it in Swift": SWIFT_HELD if held else SWIFT.format(shift=named.state[0].input)}
@@ -93,7 +92,7 @@ def _converted(job: Job, named: ports.Ports, dtype: torch.dtype, *, held: bool) 
     module = Held(job.model, named, dtype) if held else job.model
     names = [tensor.input for tensor in named.state]
     outputs = [named.logits] if held else named.outputs()
-    for name, size in methods(job.prefill).items():
+    for name, size in graph.calls(job.prefill).items():
         with job.progress(f"tracing {name}"), quiet():
             tokens, *state = named.arguments(size)
             inputs = (tokens.to(torch.int32), *(() if held else (tensor.to(dtype) for tensor in state)))

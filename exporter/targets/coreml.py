@@ -104,7 +104,7 @@ def export(job: Job, folder: Path) -> Written:
         return mobile.export(job, folder, _recipe(job, None), _precision(job))
     job = mil_pair.chosen(job)
     state = ports.own(job.spec, dtype=_state(job.precision), rename=identifier).state
-    pieces, sizes = whole(cast(StepModel, job.model), job.spec) if _held(job) else chosen(job), mil.sizes(job.prefill)
+    pieces, sizes = whole(cast(StepModel, job.model), job.spec) if _held(job) else chosen(job), graph.calls(job.prefill)
     mil_activations.find(job, pieces)
     places = mil.packages(list(sizes), job.options["ios"])
     files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
@@ -138,7 +138,7 @@ def _functions(job: Job, pieces: Sequence[Piece], number: int, state: Sequence[S
     piece, recipe = pieces[number], _recipe(job, pieces[number])
     with graph.loaded(piece, job.progress):
         made = {}
-        for name, size in mil.sizes(job.prefill).items():
+        for name, size in graph.calls(job.prefill).items():
             part = f", part {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""
             told = job.progress(f"converting {name} to an ML Program{part}")
             with told, quiet(), taking_a_mask(piece, wanted=masked(job, size)):
@@ -201,7 +201,7 @@ def _held(job: Job) -> bool:
 
 
 def _usage(job: Job, state: Sequence[StateTensor], pieces: int) -> Mapping[str, str]:
-    usage = {"Step it in Swift": mil.swift(state[0].input, sorted(mil.sizes(job.prefill)), held=_held(job))}
+    usage = {"Step it in Swift": mil.swift(state[0].input, sorted(graph.calls(job.prefill)), held=_held(job))}
     usage |= mil_pair.usage(job)
     if any(masked(job, size) for size in job.prefill):
         usage["Prompts of any length"] = mil_mask.USAGE

@@ -79,7 +79,7 @@ def refuse(spec: ModelSpec, precision: str, options: Mapping[str, str]) -> None:
 def export(job: Job, folder: Path) -> Written:
     """Convert the form of each piece to one function for each number of tokens; write the table beside the packages."""
     job = mil_pair.chosen(job)
-    dtype, sizes, pieces = _dtype(job.precision), mil.sizes(job.prefill), chosen(job)
+    dtype, sizes, pieces = _dtype(job.precision), graph.calls(job.prefill), chosen(job)
     mil_activations.find(job, pieces)
     places = mil.packages(list(sizes), job.options["ios"])
     files = {file: numbered(file, len(pieces)) for file, _ in places.values()}
@@ -129,7 +129,7 @@ def _functions(job: Job, pieces: Sequence[Piece], number: int) -> tuple[Form, di
     """A piece's form, and its functions by name."""
     state, made = _state(job, pieces, pieces[number]), {}
     part = f", piece {number + 1}" if len(pieces) > 1 else ""
-    for name, size in mil.sizes(job.prefill).items():
+    for name, size in graph.calls(job.prefill).items():
         with job.progress(f"converting {name} to an ML Program{part}"), quiet():
             form = _form(job, pieces, number, size)
             made[name] = _converted(job, pieces[number], form, _hidden(job, pieces, number, size), state)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exporter import pte
+from exporter import graph, pte
 from exporter.contract import Job, ModelSpec, Option, Spelling, Target, Written
 from exporter.passes import pte_coreml
 from exporter.passes.edge_fold import folded
@@ -62,7 +62,7 @@ def export(job: Job, folder: Path) -> Written:
     usage = {"Step it in Swift": SWIFT.format(delegate="`backend_coreml`")}
     tools = ("coremltools",)
     written = pte.written(job, edge, folder, precision=precision, ids=torch.int32, tools=tools, usage=usage)
-    pte_coreml.make_reproducible(folder / pte.PROGRAM, pte.methods(job.prefill))
+    pte_coreml.make_reproducible(folder / pte.PROGRAM, graph.calls(job.prefill))
     return written
 
 

@@ -26,7 +26,7 @@ DEVICES = ("cpu", "gpu", "ane")
 Ports = dict[str, tuple[str, tuple[int, ...]]]
 """Type and shape of tensors by their names."""
 
-PROGRAM, DIGEST = "main.mlirb", "main.hash"  # of an .aimodel
+BYTECODE, DIGEST = "main.mlirb", "main.hash"  # of an .aimodel
 
 
 def missing(device: str) -> str | None:
@@ -109,12 +109,12 @@ class Model:
 def _require_whole(path: Path) -> None:
     """Core AI keeps a hash beside its program, and does not look at it."""
     try:
-        found = hashlib.sha256((path / PROGRAM).read_bytes()).digest()
+        found = hashlib.sha256((path / BYTECODE).read_bytes()).digest()
         wanted = (path / DIGEST).read_bytes()
     except OSError as error:
         raise BadArtifact(f"{path} is not a whole .aimodel: {error}", hint="export again") from error
     if found != wanted:
-        raise BadArtifact(f"{path / PROGRAM} does not match the hash in {DIGEST}", hint="export again")
+        raise BadArtifact(f"{path / BYTECODE} does not match the hash in {DIGEST}", hint="export again")
 
 
 def _first_line(error: Exception) -> str:

@@ -46,7 +46,7 @@ def open_session(artifact: Artifact, device: str) -> Session:
         modules[graph.tokens] = _load(artifact.folder / graph.file, device)
     placed = partial(_placement, modules[min(modules)], device)
     if device == "cpu":
-        return explicit_session(artifact, {tokens: _runner(module) for tokens, module in modules.items()}, placed)
+        return explicit_session(artifact, {tokens: runner(module) for tokens, module in modules.items()}, placed)
     from runtimes import cuda_graphs
 
     cuda_graphs.sum_widely()
@@ -130,7 +130,8 @@ def _load(path: Path, device: str) -> Any:
     return loaded.module(check_guards=False)
 
 
-def _runner(module: Any) -> Run:
+def runner(module: Any) -> Run:
+    """A step module as a session calls it, in NumPy arrays that share memory with its tensors."""
     import torch
 
     @torch.no_grad()

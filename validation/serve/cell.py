@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from exporter.progress import Progress
 from runtimes.contract import Artifact
-from runtimes.errors import CheckFailed, Missing, RwkvExportError
+from runtimes.errors import CheckFailed, Missing
 from runtimes.session import stored_initial_state
 from validation import judge
 from validation.golden import Golden
 from validation.outcome import Bound, Identity, Latency, Outcome, Parity, Quality, placed_at
 from validation.parity import check
 from validation.quality import Text, measure_quality, take_passage
-from validation.runner import NOT_LATENCY, Case, weight_bytes
+from validation.runner import NOT_LATENCY, Case, sentence, weight_bytes
 from validation.serve.line import Line
 from validation.serve.places import Demands, Place
 from validation.serve.session import PageSession
@@ -63,7 +63,7 @@ def unable(offer: Offer, place: Place, reason: str) -> tuple[Row, ...]:
 
 def stopped(offer: Offer, place: Place, error: Exception) -> Parity:
     """The row of a cell whose harness itself could not go on, as on a full disk: a missing row looks like a pass."""
-    return Parity(offer.identity(place), Outcome.ERROR, (_sentence(error),), steps=0)
+    return Parity(offer.identity(place), Outcome.ERROR, (sentence(error),), steps=0)
 
 
 def run(
@@ -81,7 +81,7 @@ def run(
             session = PageSession(offer.artifact, place, line, offer.urls)
     except Exception as error:  # whatever happens is a row, so that other rows are not lost
         logger.debug("%s in %s", identity.artifact, place.name, exc_info=True)
-        keep(Parity(identity, Outcome.ERROR, (_sentence(error),), steps=0))
+        keep(Parity(identity, Outcome.ERROR, (sentence(error),), steps=0))
         keep(_latency(offer, identity, timed, error, memory()))
         return
     with closing(session):
@@ -124,7 +124,7 @@ def _latency(offer: Offer, identity: Identity, timed: Timed, error: Exception | 
     return Latency(
         identity=identity,
         outcome=_outcome(error) if error else Outcome.PASS,
-        reasons=(_sentence(error),) if error else (),
+        reasons=(sentence(error),) if error else (),
         load_s=timed.load,
         first_token_s=timed.first,
         decode=decode,
@@ -147,7 +147,7 @@ def _compared(
         return check(session, trace, row, identity, graph_sizes=sizes, itself=itself, progress=progress)
     except Exception as error:
         logger.debug("comparing %s", identity.artifact, exc_info=True)
-        return Parity(identity, _outcome(error), (_sentence(error),), steps=0, bound=row)
+        return Parity(identity, _outcome(error), (sentence(error),), steps=0, bound=row)
 
 
 def _read(
@@ -161,16 +161,10 @@ def _read(
         return replace(found, weight_bytes=weight_bytes(manifest), checkpoint_bytes=manifest.source.bytes)
     except Exception as error:
         logger.debug("reading with %s", identity.artifact, exc_info=True)
-        return Quality(identity, _outcome(error), (_sentence(error),), plan.text.name)
+        return Quality(identity, _outcome(error), (sentence(error),), plan.text.name)
 
 
 def _outcome(error: Exception) -> Outcome:
     if isinstance(error, Missing):
         return Outcome.MISSING
     return Outcome.FAIL if isinstance(error, CheckFailed) else Outcome.ERROR
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, RwkvExportError):
-        return f"{error.message} ({error.hint})" if error.hint else error.message
-    return f"{type(error).__name__}: {error}"

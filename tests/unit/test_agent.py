@@ -146,11 +146,11 @@ def test_a_handle_that_is_gone_is_told_with_the_next_request(session: AgentSessi
         session._ask("step", token=1, state=number)
 
 
-def test_errors_of_the_other_side_are_raised_here_by_their_class(folder: Path, session: AgentSession) -> None:
+def test_errors_of_the_other_side_are_raised_here_by_their_class(session: AgentSession, tmp_path: Path) -> None:
     with pytest.raises(WrongCall, match="token 33 is outside the vocabulary of 33"):
         session.step(33, session.initial_state())
     with pytest.raises(BadArtifact, match="not an artifact") as raised:
-        AgentSession(COMMAND, folder=str(folder.parent), place="ort:cpu")
+        AgentSession(COMMAND, folder=str(tmp_path), place="ort:cpu")
     assert raised.value.hint == "make one with `rwkv-export export`"
 
 

@@ -225,8 +225,10 @@ class TextReading:
 
     @property
     def bits_per_byte(self) -> float:
-        """The artifact's cross-entropy by byte, which compares models of different tokenizers; inf for no bytes."""
-        return math.log2(self.perplexity) * self.tokens / self.bytes if self.bytes else math.inf
+        """The artifact's cross-entropy by byte, which compares models of different tokenizers; inf for no bytes, and
+        for a perplexity that none can be."""
+        possible = self.bytes and not self.perplexity <= 0
+        return math.log2(self.perplexity) * self.tokens / self.bytes if possible else math.inf
 
 
 @dataclass(frozen=True)

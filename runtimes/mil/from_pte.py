@@ -22,7 +22,7 @@ PACKAGE = "model.mlpackage"
 _REFERENCE = b"CMJR"
 _ELEMENTS = {"INT": "INT32", "LONG": "INT64", "FLOAT": "FLOAT32", "HALF": "FLOAT16"}
 _LONGEST = 1 << 20  # bytes of a table; a package has a dozen files
-_LONGEST_PATH = 200  # characters
+_LONGEST_PATH = 200  # bytes
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _walk(
     for name, child in node["children"].items():
         if child >= index or child in seen or leaves(name) or "/" in name or not name.isprintable():
             raise ValueError(f"file name {name!r}")
-        if len(str(path / name)) > _LONGEST_PATH:
-            raise ValueError(f"a path of {len(str(path / name))} characters")
+        if (size := len(bytes(path / name))) > _LONGEST_PATH:
+            raise ValueError(f"a path of {size} bytes")
         seen.add(child)
         yield from _walk(data, nodes, child, path / name, seen)
 

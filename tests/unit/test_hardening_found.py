@@ -129,6 +129,7 @@ FOUND: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "a tokenizer that is none": ("tokenizer", lambda folder: b"{}", "is not a tokenizer"),
     "folders that hold each other": ("pte_coreml", file_system(nested(40)), "file name"),
     "a file name longer than systems allow": ("pte_coreml", file_system(named("a" * 5000)), "a path of 5000"),
+    "a name that is too long in bytes only": ("pte_coreml", file_system(named("ÿ" * 200)), "a path of 400"),
     "a file instead of a delegate's folder": ("pte_coreml", file_system(named("a")[:1]), "topmost node is a file"),
     "a NUL in a delegate's file name": ("pte_coreml", file_system(named("a\0b")), "file name"),
     "a drive in a delegate's file name": ("pte_coreml", file_system(named("C:a")), "file name"),

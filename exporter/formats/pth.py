@@ -98,6 +98,9 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     # Mapping a compressed entry would read its compressed bytes as weights.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
         raise BadCheckpoint(f"{path} was packed again with compression", hint="use the file as torch.save wrote it")
+    for entry in archive.infolist():  # torch divides by it: 0 would end the process
+        if entry.filename.endswith("/.storage_alignment") and not re.fullmatch(rb"[1-9]\d{0,5}", archive.read(entry)):
+            raise BadCheckpoint(f"{path} is damaged: its storage alignment is no number of bytes", hint=DOWNLOAD_AGAIN)
     if any(archive.read(name) == b"big" for name in names if name.endswith("/byteorder")):
         raise BadCheckpoint(f"{path} was written on a big-endian machine", hint="save it again on this one")
 

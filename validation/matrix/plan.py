@@ -137,7 +137,10 @@ def _folders(patterns: Sequence[str], beside: Path) -> Iterator[Path]:
     seen = set()
     for pattern in patterns:
         path = beside.resolve() / pattern  # which is `pattern` alone where that is absolute
-        matched = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        try:
+            matched = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        except ValueError as error:
+            raise WrongCall(f"artifacts has {pattern!r}, which is no pattern: {error}") from error
         if not matched:
             raise WrongCall(f"no folder matches {pattern!r} beside {beside.resolve()}")
         for match in matched:

@@ -142,6 +142,7 @@ FOUND: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "a plan of endless lists": ("matrix_plan", plan("artifacts = " + "[" * 5000), "is not a plan"),
     "a plan with a NUL in a pattern": ("matrix_plan", plan(matrix_plan.SEED.replace("tiny*", "a\\u0000")), "no folder"),
     "a pattern that is none": ("matrix_plan", plan(matrix_plan.SEED.replace("tiny*", "tiny**")), "no pattern"),
+    "the root as a pattern": ("matrix_plan", plan(matrix_plan.SEED.replace("tiny*", "/")), "no pattern"),
     "a zip file that aligns to nought": ("pth", aligned(b"0"), "storage alignment"),
     "a tokenizer that is none": ("tokenizer", lambda folder: b"{}", "is not a tokenizer"),
     "folders that hold each other": ("pte_coreml", file_system(nested(40)), "file name"),

@@ -104,6 +104,15 @@ def test_a_result_of_rank_six(good: Path, tmp_path: Path) -> None:
     assert "rank-five" not in fired(lint_package(tmp_path / "changed.mlpackage"))
 
 
+def test_an_operation_that_gives_nothing_breaks_no_rule(good: Path, tmp_path: Path) -> None:
+    def give_nothing(function: Any) -> None:
+        for operation in function.block_specializations[function.opset].operations:
+            if operation.type != "const":
+                del operation.outputs[:]
+
+    assert lint_package(changed(good, tmp_path, give_nothing)).findings == ()
+
+
 def test_every_rule_has_a_check_and_a_case() -> None:
     names = [rule.name for rule in RULES]
     assert len(set(names)) == len(names)

@@ -147,7 +147,7 @@ def small_epsilon(graph: Graph) -> Iterator[str]:
 
 
 def square_overflow(graph: Graph) -> Iterator[str]:
-    squares = {op.outputs[0].name for op in graph.ops if _squares(op)}
+    squares = {value.name for op in graph.ops if _squares(op) for value in op.outputs}
     for op in graph.ops:
         x = op.input("x")
         if x and _is_half(op) and (op.kind in SQUARED_SUMS or (op.kind in SUMS and x.name in squares)):
@@ -182,7 +182,7 @@ def _of_rank(graph: Graph, least: int, most: int) -> Iterator[str]:
 
 def _beyond_limits(op: Op) -> bool:
     """Of rank four only, where it is known which axis is which."""
-    if op.kind not in PRODUCTS or len(op.outputs[0].shape) != 4:
+    if op.kind not in PRODUCTS or not op.outputs or len(op.outputs[0].shape) != 4:
         return False
     _, channels, height, width = op.outputs[0].sizes
     return max(height, width) > AXIS or channels > CHANNELS

@@ -139,7 +139,7 @@ def _folders(patterns: Sequence[str], beside: Path) -> Iterator[Path]:
         path = beside.resolve() / pattern  # which is `pattern` alone where that is absolute
         try:
             matched = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:  # the latter for "/"
             raise WrongCall(f"artifacts has {pattern!r}, which is no pattern: {error}") from error
         if not matched:
             raise WrongCall(f"no folder matches {pattern!r} beside {beside.resolve()}")

@@ -31,10 +31,10 @@ pytest_plugins = "pytester"
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 SMALL: dict[str, Any] = {"layers": 1, "width": 32, "head_size": 16, "vocab": 33}
-LARGE = SMALL | {"width": 512, "head_size": 64}
-SLOW = 4
-"""Times the right artifact's that the slowed one takes at least, and that no noise makes of equal ones."""
-SLOWED = r"a decoded token takes \S+ ms, \S+ times the \S+ ms.* in baseline.json of 20\S+, where 4.00 times is allowed"
+LARGE = SMALL | {"layers": 2, "width": 1024, "head_size": 64}
+SLOW = 6
+"""Allowed ratio: the slowed artifact reads 100 MB a token and takes 30 times as long at least, equal ones once."""
+SLOWED = r"a decoded token takes \S+ ms, \S+ times the \S+ ms.* in baseline.json of 20\S+, where 6.00 times is allowed"
 WRONG = r"it does not compute what its checkpoint does: .*, over 64 tokens; export it again"
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
@@ -66,8 +66,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     weights[3:4000:64] ^= 0x80  # the sign of every sixteenth
     weights.tofile(data)
     manifest.write(replace(manifest.read(wrong), files=manifest.list_files(wrong)), wrong)
-    outcome.write(measure([artifacts["right"]], prompt=8, tokens=64), folder / "baseline.json")
+    tries = [measure([artifacts["right"]], prompt=8, tokens=64) for _ in range(3)]
+    outcome.write(min(tries, key=_median_ms), folder / "baseline.json")
     return Made(artifacts["right"], wrong, artifacts["slow"], folder / "baseline.json")
+
+
+def _median_ms(results: outcome.Results) -> float:
+    (row,) = results.latency
+    assert row.decode
+    return row.decode.median_ms
 
 
 class Runner:

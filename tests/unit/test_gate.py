@@ -147,7 +147,7 @@ def test_a_right_artifact_passes_for_real_and_a_slowed_one_does_not(artifact: Pa
     outcome.write(found, tmp_path / "found.json")
     assert outcome.read(tmp_path / "found.json") == found
     ago = outcome.read(baseline)
-    quick = [replace(row, decode=summarise([s / 100 for s in row.decode.seconds], 1)) for row in ago.latency]  # type: ignore[union-attr]
+    quick = [replace(row, decode=summarise([s / 1000 for s in row.decode.seconds], 1)) for row in ago.latency]  # type: ignore[union-attr]
     outcome.write(replace(ago, latency=tuple(quick)), baseline)
     assert runner.exit_code(gate([artifact], **limits)) == 1  # type: ignore[arg-type]
 

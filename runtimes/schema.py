@@ -1,11 +1,13 @@
 """Frozen dataclasses to JSON and back, strictly: unknown keys, missing keys and wrong types are refused by path.
 
 Texts lose what could steer a terminal, numbers that fit into no 64 bits are refused: documents come from anybody.
+NaN and the infinities, which JSON has not, are the texts that Protocol Buffers' JSON has for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -16,6 +18,8 @@ from runtimes.errors import harmless
 T = TypeVar("T")
 LARGEST = (1 << 63) - 1
 """The largest whole number that is read."""
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""What is written for a float that is not finite, by its repr."""
 
 
 class SchemaError(ValueError):
@@ -30,6 +34,8 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return NOT_FINITE[repr(float(value))]
     return value
 
 
@@ -64,9 +70,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in [member.value for member in hint]:
             raise SchemaError(f"{path} is {_kind(value)}, expected one of {', '.join(m.value for m in hint)}")
         return hint(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(_expect(int, value, path))
+    if hint is float:
+        return _float(value, path)
     return value if hint is Any else _expect(hint, value, path)
+
+
+def _float(value: Any, path: str) -> float:
+    if value in NOT_FINITE.values():
+        return float(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(_expect(int, value, path) if whole else _expect(float, value, path))
 
 
 def _collected(origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -50,10 +49,10 @@ def stderr() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """A dataclass tree, or what json.dumps takes, on stdout; NaN and infinity, which JSON has not, are null."""
+    """A dataclass tree, or what json.dumps takes, on stdout, as it would be in a file."""
     from runtimes.schema import to_plain
 
-    print(json.dumps(_finite(to_plain(document)), indent=2, allow_nan=False))
+    print(json.dumps(to_plain(document), indent=2, allow_nan=False))
 
 
 def remark(text: str, *, quiet: bool) -> None:
@@ -98,14 +97,6 @@ def _progress(quiet: bool) -> Iterator[Talk]:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
         with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
             yield _Bars(bars)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Bars:

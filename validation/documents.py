@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def write(document: Any, path: Path) -> None:
     """Write a dataclass tree as JSON, atomically."""
-    write_text_atomically(path, json.dumps(to_plain(document), indent=1) + "\n")
+    write_text_atomically(path, json.dumps(to_plain(document), indent=1, allow_nan=False) + "\n")
 
 
 def read(cls: type[T], path: Path, *, schema: int, what: str, hint: str) -> T:

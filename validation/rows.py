@@ -44,7 +44,7 @@ class Journal:
 
     def keep(self, row: Row) -> None:
         """Append a row; raises OSError, and then the file is as it was."""
-        line = json.dumps(to_plain(_document(self._machine, row))).encode() + b"\n"
+        line = json.dumps(to_plain(_document(self._machine, row)), allow_nan=False).encode() + b"\n"
         before = self._stream.tell()
         try:
             written = self._stream.write(line)

@@ -109,7 +109,7 @@ def test_one_machine_that_lacks_something_does_not_hide_that_another_is_wrong(or
 def test_json_on_stdout_is_json_whatever_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     deliver(results(parity("tiny", error=float("nan"))), json=STDOUT)
     (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["parity"]
-    assert row["free"]["max_abs"] == [None] * 4
+    assert row["free"]["max_abs"] == ["NaN"] * 4
 
 
 def test_json_to_stdout_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +51,27 @@ def test_each_row_is_there_before_the_next_one(target: Path) -> None:
     assert [row.identity.artifact for row in found.parity] == ["a", "c"]
     journal.end()
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_files_are_json_whatever_the_numbers(number: float, target: Path) -> None:
+    odd = results(parity("a", error=number))
+    outcome.write(odd, target)
+    journal = Journal(target)
+    journal.keep(odd.parity[0])
+    for path in (target, journal.path):
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+        (row,) = outcome.read(path).parity
+        assert row.free
+        assert [repr(error) for error in row.free.max_abs] == [repr(number)] * 4
+    journal.end()
+
+
+def test_files_of_before_that_had_bare_numbers_are_read(target: Path) -> None:
+    odd = results(parity("a", error=math.inf))
+    outcome.write(odd, target)
+    target.write_text(target.read_text(encoding="utf-8").replace('"Infinity"', "Infinity"), encoding="utf-8")
+    assert outcome.read(target) == odd
 
 
 @pytest.mark.parametrize("torn", [1, 7, 100])

@@ -296,7 +296,7 @@ def _downloads(results: Sequence[Results]) -> list[tuple[str, str]]:
     """(file name, data URI) of each document, or nothing where they are too large together."""
     files = []
     for index, document in enumerate(results, start=1):
-        raw = json.dumps(to_plain(document), separators=(",", ":")).encode()
+        raw = json.dumps(to_plain(document), separators=(",", ":"), allow_nan=False).encode()
         name = "results.json" if len(results) == 1 else f"results-{index}.json"
         files.append((name, f"data:application/json;base64,{base64.b64encode(raw).decode()}"))
     return files if sum(len(uri) for _, uri in files) <= RAW_LIMIT else []

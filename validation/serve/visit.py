@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -187,10 +187,5 @@ def _shown(each: Cell) -> Mapping[str, Any]:
         "place": each.place.name,
         "state": each.state,
         "said": {"text": text, "done": done, "total": total},
-        "rows": {type(row).__name__.lower(): to_plain(_finite(row)) for row in each.rows},
+        "rows": {type(row).__name__.lower(): to_plain(row) for row in each.rows},
     }
-
-
-def _finite(row: Row) -> Row:
-    """A row whose numbers JSON has: a perplexity may be infinite."""
-    return replace(row, reading=None) if isinstance(row, Quality) else row

@@ -9,7 +9,8 @@ channels, F the width of the channel mix, V the vocabulary. Matrices are stored 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from runtimes.session import ExplicitSession, Tensors
 Float = NDArray[np.float64]
 Part = Mapping[str, Float]
 """Tensors of one part of a model, such as a block's "att", by their names inside it; vectors are flat."""
-Mixed = tuple[Float, tuple[Float, ...]]
-"""What a time mix returns: its output (C,), and its new state, whose first tensor is the input of the next shift."""
+State = tuple[Float, ...]
+"""Of one time mix; its first tensor is the input of the token before."""
+Mixed = tuple[Float, State]
+"""What a time mix returns: its output (C,), and its new state."""
 
 PLACEMENT = Placement("float64:cpu", "float64:cpu")
 TABLE = "emb.weight"  # the end of a table's name: one row a token is all that is read
@@ -67,7 +70,7 @@ def gate(p: Part, x: Float) -> Float:
     return g * sigmoid(g)
 
 
-def time_mix_4(p: Part, x: Float, state: tuple[Float, ...], _: float) -> Mixed:
+def time_mix_4(p: Part, x: Float, state: State, _: float) -> Mixed:
     """A weighted mean of all v so far; aa / bb is that mean, both scaled by exp(-pp) against overflow."""
     last, aa, bb, pp = state
     r = sigmoid(linear(p, "receptance", lerp(x, last, p["time_mix_r"])))
@@ -94,7 +97,7 @@ def attend(r: Float, k: Float, v: Float, w: Float, u: Float, S: Float) -> tuple[
     return y, w[:, :, None] * S + kv
 
 
-def time_mix_5(p: Part, x: Float, state: tuple[Float, ...], u: Float, eps: float) -> Mixed:
+def time_mix_5(p: Part, x: Float, state: State, u: Float, eps: float) -> Mixed:
     """What 5.0, 5.1 and 5.2 share, before gate and output; decay and bonus are (H,) or (H, N)."""
     last, S = state
     r = linear(p, "receptance", lerp(x, last, p["time_mix_r"]))
@@ -105,27 +108,27 @@ def time_mix_5(p: Part, x: Float, state: tuple[Float, ...], u: Float, eps: float
     return head_norm(p, y, eps), (x, S)
 
 
-def time_mix_5_0(p: Part, x: Float, state: tuple[Float, ...], eps: float) -> Mixed:
+def time_mix_5_0(p: Part, x: Float, state: State, eps: float) -> Mixed:
     """One decay and one bonus a head, no gate."""
     y, new = time_mix_5(p, x, state, np.exp(p["time_first"]), eps)
     return linear(p, "output", y), new
 
 
-def time_mix_5_1(p: Part, x: Float, state: tuple[Float, ...], eps: float) -> Mixed:
+def time_mix_5_1(p: Part, x: Float, state: State, eps: float) -> Mixed:
     """5.0 with a gate."""
     y, new = time_mix_5(p, x, state, np.exp(p["time_first"]), eps)
     g = gate(p, lerp(x, state[0], p["time_mix_g"]))
     return linear(p, "output", y * g), new
 
 
-def time_mix_5_2(p: Part, x: Float, state: tuple[Float, ...], eps: float) -> Mixed:
+def time_mix_5_2(p: Part, x: Float, state: State, eps: float) -> Mixed:
     """5.1 with decay and bonus for each channel of the key, the bonus used as it is stored."""
     y, new = time_mix_5(p, x, state, p["time_faaaa"], eps)
     g = gate(p, lerp(x, state[0], p["time_mix_g"]))
     return linear(p, "output", y * g), new
 
 
-def time_mix_6(p: Part, x: Float, state: tuple[Float, ...], eps: float) -> Mixed:
+def time_mix_6(p: Part, x: Float, state: State, eps: float) -> Mixed:
     """5.2 whose decay and shift amounts depend on the input."""
     last, S = state
     sx = last - x
@@ -140,9 +143,7 @@ def time_mix_6(p: Part, x: Float, state: tuple[Float, ...], eps: float) -> Mixed
     return linear(p, "output", head_norm(p, y, eps) * g), (x, S)
 
 
-def time_mix_7(
-    p: Part, x: Float, state: tuple[Float, ...], eps: float, v_first: Float | None
-) -> tuple[Float, tuple[Float, ...], Float]:
+def time_mix_7(p: Part, x: Float, state: State, eps: float, v_first: Float | None) -> tuple[Float, State, Float]:
     """The delta rule: S is (H, value, key), read after it is updated. Returns v_first too.
 
     v_first: v of layer 0 for the same token; None in layer 0, where v0, v1 and v2 are absent or dummies.
@@ -188,28 +189,64 @@ def channel_mix_7(p: Part, x: Float, last: Float) -> Float:
     return linear(p, "value", k)
 
 
-def channel_mix_7a(p: Part, x: Float, last: Float, row: Float, e: Float) -> Float:
+def channel_mix_7a(p: Part, x: Float, last: Float, e: Float, row: Float) -> Float:
     """channel_mix_7 with hidden channels scaled by a low-rank map that the token chooses.
 
-    row: this token's row of s_emb; e: the input of block 0, which depends on the token only.
+    e: the input of block 0, which depends on the token only; row: this token's row of s_emb
     """
     k = np.maximum(linear(p, "key", x + (last - x) * p["x_k"]), 0) ** 2
     table = (row + p["s_emb_x.weight"] @ e).reshape(p["s1"].shape[1], p["s2"].shape[0])
     return linear(p, "value", k * (x @ p["s1"] @ table @ p["s2"] + p["s0"]))
 
 
+@dataclass(frozen=True)
+class Version:
+    """What tells a version from the others.
+
+    time_mix:    (part, x, state, eps, v_first) -> (output, new state, v_first)
+    channel_mix: (part, x, last, e, row of s_emb or None) -> output
+    heads:       the tensor of a time mix with one row a head; "" where there are no heads
+    matrix:      axes of a head's state
+    """
+
+    time_mix: Callable[[Part, Float, State, float, Float | None], tuple[Float, State, Float | None]]
+    channel_mix: Callable[[Part, Float, Float, Float, Any], Float]
+    heads: str = ""
+    matrix: tuple[str, str] = ("key", "value")
+
+
+def _alone(mix: Callable[[Part, Float, State, float], Mixed]) -> Any:
+    """A time mix that hands nothing to later layers."""
+    return lambda p, x, state, eps, v_first: (*mix(p, x, state, eps), v_first)
+
+
+def _plain(mix: Callable[[Part, Float, Float], Float]) -> Any:
+    """A channel mix that takes no notice of the token."""
+    return lambda p, x, last, e, row: mix(p, x, last)
+
+
+VERSIONS = {
+    "4": Version(_alone(time_mix_4), _plain(channel_mix_4)),
+    "5.0": Version(_alone(time_mix_5_0), _plain(channel_mix_4), "time_decay"),
+    "5.1": Version(_alone(time_mix_5_1), _plain(channel_mix_4), "time_decay"),
+    "5.2": Version(_alone(time_mix_5_2), _plain(channel_mix_4), "time_faaaa"),
+    "6": Version(_alone(time_mix_6), _plain(channel_mix_6), "time_faaaa"),
+    "7": Version(time_mix_7, _plain(channel_mix_7), "r_k", ("value", "key")),
+    "7a": Version(time_mix_7, channel_mix_7a, "r_k", ("value", "key")),
+}
+
+
 def state_specs(version: str, layers: int, width: int, heads: int) -> tuple[TensorSpec, ...]:
-    """Every state tensor in float64, layer by layer; `heads` plays no part in version 4."""
-    channels, specs = ("batch", "channel"), []
-    matrix = ("value", "key") if version in {"7", "7a"} else ("key", "value")
+    """Every state tensor in float64, layer by layer; `heads` plays no part where a version has none."""
+    known, channels, specs = VERSIONS[version], ("batch", "channel"), []
     for i in range(layers):
         specs.append(TensorSpec(f"blocks.{i}.att.shift", (1, width), "float64", channels))
-        if version == "4":
+        if known.heads:
+            shape = (1, heads, width // heads, width // heads)
+            specs.append(TensorSpec(f"blocks.{i}.att.wkv", shape, "float64", ("batch", "head", *known.matrix)))
+        else:
             for name, fill in (("aa", 0.0), ("bb", 0.0), ("pp", -1e30)):
                 specs.append(TensorSpec(f"blocks.{i}.att.{name}", (1, width), "float64", channels, fill))
-        else:
-            shape = (1, heads, width // heads, width // heads)
-            specs.append(TensorSpec(f"blocks.{i}.att.wkv", shape, "float64", ("batch", "head", *matrix)))
         specs.append(TensorSpec(f"blocks.{i}.ffn.shift", (1, width), "float64", channels))
     return tuple(specs)
 
@@ -232,10 +269,6 @@ def to_float(tensor: Any) -> Float:
     return array.reshape(-1) if array.shape[:2] == (1, 1) else array
 
 
-TIME_MIX = {"4": time_mix_4, "5.0": time_mix_5_0, "5.1": time_mix_5_1, "5.2": time_mix_5_2, "6": time_mix_6}
-PER_HEAD = {"5.0": "time_decay", "5.1": "time_decay", "5.2": "time_faaaa", "6": "time_faaaa", "7": "r_k", "7a": "r_k"}
-
-
 class Reference(ExplicitSession):
     """A checkpoint as a session in float64; holds 8 bytes for each parameter outside the embedding tables.
 
@@ -255,16 +288,16 @@ class Reference(ExplicitSession):
         ln_x_eps: float = 64e-5,
         initial: Mapping[str, Array] | None = None,
     ) -> None:
-        if version != "4" and version not in PER_HEAD:
-            raise WrongCall(f"unknown RWKV version {version!r}", hint=did_you_mean(version, ["4", *PER_HEAD]))
-        self._version, self._eps = version, ln_x_eps
+        if version not in VERSIONS:
+            raise WrongCall(f"unknown RWKV version {version!r}", hint=did_you_mean(version, list(VERSIONS)))
+        self._version, self._eps = VERSIONS[version], ln_x_eps
         self._tables = {name: weights[name] for name in weights if name.endswith(TABLE)}
         layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
         parts = ("ln1", "att", "ln2", "ffn")
         self._blocks = [{part: Scope(weights, f"blocks.{i}.{part}") for part in parts} for i in range(layers)]
         self._ln0, self._ln_out, self._head = (Scope(weights, part) for part in ("blocks.0.ln0", "ln_out", "head"))
         vocab, width = self._head["weight"].shape
-        heads = 1 if version == "4" else len(self._blocks[0]["att"][PER_HEAD[version]])
+        heads = len(self._blocks[0]["att"][self._version.heads]) if self._version.heads else 0
         specs = state_specs(version, layers, width, heads)
         names = [spec.name for spec in specs]
         if unknown := sorted(set(initial or {}).difference(names)):
@@ -280,21 +313,15 @@ class Reference(ExplicitSession):
         for i, p in enumerate(self._blocks):
             *s, last = (tensor[0] for tensor in state[i * size : (i + 1) * size])
             xx = layer_norm(p["ln1"], x)
-            if self._version in {"7", "7a"}:
-                y, mixed, v_first = time_mix_7(p["att"], xx, tuple(s), self._eps, v_first)
-            else:
-                y, mixed = TIME_MIX[self._version](p["att"], xx, tuple(s), self._eps)
+            y, mixed, v_first = self._version.time_mix(p["att"], xx, tuple(s), self._eps, v_first)
             x = x + y
             xx = layer_norm(p["ln2"], x)
-            x = x + self._channel_mix(i, token, e, xx, last)
+            x = x + self._version.channel_mix(p["ffn"], xx, last, e, self._row(i, token))
             new += [*mixed, xx]
         logits = self._head["weight"] @ layer_norm(self._ln_out, x) + self._head.get("bias", np.zeros(1))
         return logits, tuple(tensor[None] for tensor in new)
 
-    def _channel_mix(self, layer: int, token: int, e: Float, x: Float, last: Float) -> Float:
-        p = self._blocks[layer]["ffn"]
-        if self._version == "7a":
-            row = to_float(self._tables[f"blocks.{layer}.ffn.s_emb.weight"][token])
-            return channel_mix_7a(p, x, last, row, e)
-        mix = {"6": channel_mix_6, "7": channel_mix_7}.get(self._version, channel_mix_4)
-        return mix(p, x, last)
+    def _row(self, layer: int, token: int) -> Float | None:
+        """The token's row of the layer's own table, where it has one."""
+        table = self._tables.get(f"blocks.{layer}.ffn.s_emb.weight")
+        return None if table is None else to_float(table[token])

@@ -1,22 +1,33 @@
-"""Reads and writes torch files (.pth, .bin) without running code from them or holding their data in memory."""
+"""Reads and writes torch files (.pth, .bin) without running code from them or holding their data in memory.
+
+Of a zip file torch reads only the pickle, by the unpickler of `torch.load(weights_only=True)`. `torch.load` to the meta
+device, which is made for this, computes where tensors lie instead of looking: wrong, without a word, in a file that was
+packed again.
+"""
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._weights_only_unpickler import Unpickler
 
 from exporter.formats.sniff import DOWNLOAD_AGAIN, LEGACY_TORCH, first_bytes
 from exporter.formats.stored import FLOATS, Stored, fill, in_file, not_a_weight
 from runtimes.errors import BadCheckpoint
+
+ENCRYPTED = 1
+"""The flag of a zip file's entry."""
 
 
 def read(path: Path) -> dict[str, Stored]:
@@ -26,11 +37,11 @@ def read(path: Path) -> dict[str, Stored]:
     memory.
     """
     legacy = first_bytes(path).startswith(LEGACY_TORCH)
-    if not legacy:
-        _check_zip(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols, of no use to who exports
-            content = torch.load(path, map_location="cpu" if legacy else "meta", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True) if legacy else _mapped(path)
+    except BadCheckpoint:
+        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # an altered pickle can raise anything
@@ -53,7 +64,7 @@ def write(
             torch.save(shells, stream)
     except RuntimeError as error:
         raise error.__context__ or error from None  # torch hides what the stream raised
-    placed = torch.load(path, map_location="meta", weights_only=True)
+    placed = cast(dict[str, Tensor], _mapped(path))
     fill(path, {name: _offset(tensor) for name, tensor in placed.items()}, value)
 
 
@@ -72,37 +83,69 @@ def _offset(tensor: Tensor) -> int:
     return start + int(tensor.storage_offset()) * tensor.dtype.itemsize
 
 
-def _check_zip(path: Path) -> None:
-    try:
-        if not zipfile.is_zipfile(path):
-            raise BadCheckpoint(
-                f"{path} is truncated: its {path.stat().st_size} bytes lack the directory that ends a torch file",
-                hint=DOWNLOAD_AGAIN,
-            )
-        with zipfile.ZipFile(path) as archive:
-            _check_archive(path, archive)
-    # zipfile raises NotImplementedError for a compression that it lacks, RuntimeError for encryption
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError) as error:
-        raise BadCheckpoint(f"{path} is damaged: {error}", hint=DOWNLOAD_AGAIN) from error
+def _mapped(path: Path) -> object:
+    """What a zip file pickles, its tensors on the meta device; raises whatever an altered one makes of it."""
+    if not zipfile.is_zipfile(path):
+        raise BadCheckpoint(
+            f"{path} is truncated: its {path.stat().st_size} bytes lack the directory that ends a torch file",
+            hint=DOWNLOAD_AGAIN,
+        )
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        pickled = _pickled(path, stream, archive)
+        root, storages = pickled.filename.removesuffix("data.pkl"), dict[str, Any]()
+        untyped, typed = cast(Any, torch.UntypedStorage), cast(Any, torch.TypedStorage)
+
+        def storage(reference: tuple[Any, ...]) -> Any:
+            _, kind, key, _, count = reference
+            if key not in storages:
+                entry = archive.getinfo(f"{root}data/{key}")
+                if count * kind.dtype.itemsize != entry.file_size:
+                    raise ValueError(f"{entry.filename} has {entry.file_size} bytes for {count} values {kind.dtype}")
+                raw = untyped(entry.file_size, device="meta")
+                raw._checkpoint_offset = _start(stream, entry)
+                storages[key] = typed(wrap_storage=raw, dtype=kind.dtype, _internal=True)
+            return storages[key]
+
+        unpickler: Any = Unpickler(io.BytesIO(_bytes(stream, archive, pickled)), encoding="utf-8")
+        unpickler.persistent_load = storage
+        return unpickler.load()
 
 
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
-    names = archive.namelist()
+def _start(stream: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Where the data of an entry begins: after its own header, whose lengths are not those of the directory."""
+    stream.seek(entry.header_offset)
+    name, extra = struct.unpack("<26x2H", stream.read(30))
+    return entry.header_offset + 30 + int(name) + int(extra)
+
+
+def _bytes(stream: IO[bytes], archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """An entry, held to its checksum unless that is 0: torch can be told to compute none."""
+    if entry.CRC:
+        return archive.read(entry)
+    stream.seek(_start(stream, entry))
+    return stream.read(entry.file_size)
+
+
+def _pickled(path: Path, stream: IO[bytes], archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The entry that lists the tensors; raises BadCheckpoint for what is no torch file or cannot be mapped."""
+    names, entries = archive.namelist(), archive.infolist()
     if any(name.endswith("/constants.pkl") for name in names):
         raise BadCheckpoint(
             f"{path} contains Python code (a TorchScript program), refused", hint="save model.state_dict() instead"
         )
-    if not any(name.endswith("/data.pkl") for name in names):
+    pickled = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if not pickled:
         listing = ", ".join(names[:3]) or "nothing"
         raise BadCheckpoint(f"{path} is a zip archive but not a torch file: it holds {listing}", hint="unpack it first")
-    # Mapping a compressed entry would read its compressed bytes as weights.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise BadCheckpoint(f"{path} was packed again with compression", hint="use the file as torch.save wrote it")
-    for entry in archive.infolist():  # torch divides by it: 0 would end the process
-        if entry.filename.endswith("/.storage_alignment") and not re.fullmatch(rb"[1-9]\d{0,5}", archive.read(entry)):
-            raise BadCheckpoint(f"{path} is damaged: its storage alignment is no number of bytes", hint=DOWNLOAD_AGAIN)
-    if any(archive.read(name) == b"big" for name in names if name.endswith("/byteorder")):
+    # Mapping what is compressed or encrypted would read that as weights.
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ENCRYPTED for entry in entries):
+        raise BadCheckpoint(
+            f"{path} was packed again with compression or a password", hint="use the file as torch.save wrote it"
+        )
+    orders = [entry for entry in entries if entry.filename.endswith("/byteorder")]
+    if any(_bytes(stream, archive, order) == b"big" for order in orders):
         raise BadCheckpoint(f"{path} was written on a big-endian machine", hint="save it again on this one")
+    return pickled[0]
 
 
 def _refused(path: Path, reason: str) -> BadCheckpoint:

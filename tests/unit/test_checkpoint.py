@@ -300,7 +300,42 @@ def test_zip_archives_that_torch_did_not_write_are_refused(tmp_path):
             archive.writestr(name, source.read(name))
 
     assert "is a zip archive but not a torch file: it holds a.pth" in refusal(outer)
-    assert "was packed again with compression" in refusal(packed)
+    assert "was packed again with compression or a password" in refusal(packed)
+
+
+@pytest.mark.parametrize("alignment", [b"64", b"0", b"1", None])
+def test_files_that_were_packed_again_are_read_where_their_tensors_lie_now(tmp_path, alignment):
+    weights = {f"blocks.{i}.ffn.key.weight": torch.randn(3 + i, 5) for i in range(4)}
+    torch.save(weights, tmp_path / "once.pth")
+    again = tmp_path / "again.pth"
+    with zipfile.ZipFile(tmp_path / "once.pth") as source, zipfile.ZipFile(again, "w") as archive:
+        for name in reversed(source.namelist()):
+            aligned = name.endswith("/.storage_alignment")
+            if not aligned or alignment:
+                archive.writestr(name, alignment if aligned else source.read(name))
+
+    read = open_checkpoint(again)
+    assert list(read) == list(weights)
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    weights, whole = {"emb.weight": torch.randn(7, 5)}, torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(weights, tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(whole)
+
+    assert torch.equal(open_checkpoint(tmp_path / "model.pth")["emb.weight"], weights["emb.weight"])
+
+
+def test_encrypted_files_are_refused(tmp_path):
+    content = bytearray(save(tmp_path / "a.pth").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.pth").write_bytes(content)
+
+    assert "was packed again with compression or a password" in refusal(tmp_path / "a.pth")
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):

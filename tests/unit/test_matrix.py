@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,6 +60,15 @@ def test_cells_are_the_pairs_that_can_be(plan: Path) -> None:
     (only,) = plans.read(plan)
     assert (only.device.name, only.place, only.work.tokens) == ("laptop", "ort:cpu", 5)
     assert only.identity.target == "onnx-cpu" and only.identity.observed == ""
+
+
+def test_a_folder_that_goes_while_it_is_looked_through_is_told(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Path, pattern: str) -> Iterator[Path]:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/7/task/8")
+
+    monkeypatch.setattr(Path, "glob", gone)
+    with pytest.raises(WrongCall, match=r"^cannot look for 'out/\*': No such file or directory: /proc/7/task/8$"):
+        plans.read(plan)
 
 
 def test_a_cell_has_another_key_when_its_artifact_or_its_work_changes(plan: Path) -> None:

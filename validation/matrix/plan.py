@@ -141,6 +141,8 @@ def _folders(patterns: Sequence[str], beside: Path) -> Iterator[Path]:
             matched = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         except (ValueError, IndexError) as error:  # the latter for "/"
             raise WrongCall(f"artifacts has {pattern!r}, which is no pattern: {error}") from error
+        except OSError as error:  # a folder that goes while it is looked through
+            raise WrongCall(f"cannot look for {pattern!r}: {error.strerror}: {error.filename}") from error
         if not matched:
             raise WrongCall(f"no folder matches {pattern!r} beside {beside.resolve()}")
         for match in matched:

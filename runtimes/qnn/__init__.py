@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +79,12 @@ def version() -> str:
 
 @cache
 def _load(folder: Path) -> Any:
-    """What has to live as long as the process. A library that is loaded answers to its name, wherever it came from."""
+    """What has to live as long as the process. A library that is loaded answers to its name, wherever it came from.
+
+    Once these have compiled something, ONNX Runtime crashes while it is loaded: it comes first.
+    """
+    with suppress(ImportError):
+        importlib.import_module("onnxruntime")
     try:
         with muted():
             system, htp = (ctypes.CDLL(str(folder / name)) for name in (SYSTEM, HTP))

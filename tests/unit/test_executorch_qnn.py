@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -35,6 +37,7 @@ from validation.runner import validate
 pytestmark = pytest.mark.slow
 
 STEPS = 8
+ROOT = Path(__file__).parents[2]
 
 
 class Made(NamedTuple):
@@ -65,6 +68,21 @@ def make(checkpoint: Path, precision: str) -> Made:
         (folder,) = pipeline.export(checkpoint, targets=["executorch-qnn"], precision=precision, out=checkpoint.parent)
     (row,) = validate([folder], checkpoint=checkpoint, steps=STEPS, quality_tokens=1).parity
     return Made(folder, given[0], row)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import exporter
+exporter.export(sys.argv[1], targets=["executorch-qnn"], precision="fp16", out=Path(sys.argv[1]).parent / "alone")
+import onnxruntime
+"""
+
+
+def test_onnx_runtime_is_loaded_after_a_program_was_compiled(checkpoint: Path) -> None:
+    require("qnn", qnn.missing())
+    done = subprocess.run([sys.executable, "-c", ALONE, checkpoint], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 @pytest.fixture(scope="module")

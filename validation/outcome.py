@@ -421,6 +421,15 @@ class Results:
     made: str = ""
 
 
+def collected(rows: Iterable[Parity | Latency | Quality], machine: Machine, made: str = "") -> Results:
+    """A document of rows of one machine, each kind in its order."""
+    kinds: dict[type, list[Any]] = {Parity: [], Latency: [], Quality: []}
+    for row in rows:
+        kinds[type(row)].append(row)
+    parity, latency, quality = map(tuple, kinds.values())
+    return Results(SCHEMA, machine, parity, latency, quality, made=made)
+
+
 def by_machine(documents: Iterable[Results]) -> list[Results]:
     """One document for each machine, machines and rows in order of appearance."""
     found: dict[str, Results] = {}

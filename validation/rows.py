@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from runtimes.errors import WrongCall
 from runtimes.schema import to_plain
 from validation import machine, outcome
-from validation.outcome import Latency, Parity, Quality, Results
+from validation.outcome import Latency, Parity, Quality
 
 Row = Parity | Quality | Latency
 Keep = Callable[[Row], None]
@@ -44,7 +43,8 @@ class Journal:
 
     def keep(self, row: Row) -> None:
         """Append a row; raises OSError, and then the file is as it was."""
-        line = json.dumps(to_plain(_document(self._machine, row)), allow_nan=False).encode() + b"\n"
+        document = to_plain(outcome.collected([row], self._machine, machine.now()))
+        line = json.dumps(document, allow_nan=False).encode() + b"\n"
         before = self._stream.tell()
         try:
             written = self._stream.write(line)
@@ -93,10 +93,3 @@ def _lock(file: IO[bytes]) -> None:
     except ImportError:
         return
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _document(where: outcome.Machine, row: Row) -> Results:
-    empty = Results(outcome.SCHEMA, where, made=machine.now())
-    if isinstance(row, Parity):
-        return replace(empty, parity=(row,))
-    return replace(empty, quality=(row,)) if isinstance(row, Quality) else replace(empty, latency=(row,))

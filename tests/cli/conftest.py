@@ -84,13 +84,7 @@ def quality(name: str, verdict: Outcome = Outcome.PASS, *reasons: str, kl: float
 
 def results(*rows: Parity | Quality | Latency) -> Results:
     machine = Machine("Linux", "a processor", 2, 1 << 30, "", "3.11", {})
-    return Results(
-        outcome.SCHEMA,
-        machine,
-        parity=tuple(row for row in rows if isinstance(row, Parity)),
-        latency=tuple(row for row in rows if isinstance(row, Latency)),
-        quality=tuple(row for row in rows if isinstance(row, Quality)),
-    )
+    return outcome.collected(rows, machine)
 
 
 @pytest.fixture

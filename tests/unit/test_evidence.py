@@ -31,13 +31,7 @@ PASSED = Parity(WHO, Outcome.PASS, (), 8, BOUND, SEEN, SEEN, {"1": 0.0, "uneven"
 
 
 def results(*rows: Parity | Quality | Latency, machine: Machine = MACHINE) -> Results:
-    return Results(
-        outcome.SCHEMA,
-        machine,
-        parity=tuple(row for row in rows if isinstance(row, Parity)),
-        latency=tuple(row for row in rows if isinstance(row, Latency)),
-        quality=tuple(row for row in rows if isinstance(row, Quality)),
-    )
+    return outcome.collected(rows, machine)
 
 
 def timed(identity: Identity = WHO) -> Latency:

@@ -17,7 +17,7 @@ from exporter.progress import Advance
 from runtimes.errors import WrongCall
 from runtimes.schema import to_plain
 from validation import machine, outcome
-from validation.outcome import Latency, Parity, Quality, Results
+from validation.outcome import Results
 from validation.serve import cell, places
 from validation.serve.cell import Offer, Plan, Row
 from validation.serve.device import Device
@@ -127,14 +127,7 @@ class Visit:
     def results(self) -> Results:
         """All rows so far."""
         rows = [row for each in self.cells for row in each.rows]
-        return Results(
-            outcome.SCHEMA,
-            self.device.machine(),
-            parity=tuple(row for row in rows if isinstance(row, Parity)),
-            latency=tuple(row for row in rows if isinstance(row, Latency)),
-            quality=tuple(row for row in rows if isinstance(row, Quality)),
-            made=self._came,
-        )
+        return outcome.collected(rows, self.device.machine(), self._came)
 
     def _run(self, each: Cell) -> None:
         def keep(row: Row) -> None:

@@ -16,6 +16,8 @@ INPUTS = ("int32", "int64", "float16", "float32")
 MOST_STATE = 1 << 30
 """Bytes of all state tensors; RWKV-7 of 14 B parameters has 70 MB in float32."""
 MOST_VOCAB = 1 << 22
+LONGEST_PART, LONGEST_NAME = 255, 1024
+"""Bytes of a file's name on all systems, characters of a path inside a folder."""
 MOST_TOKENS = 1 << 16
 """Of one call of a graph."""
 
@@ -24,7 +26,7 @@ def check(manifest: Manifest, path: Path) -> None:
     """Raise BadArtifact, naming the manifest's `path`, for a name or a number that cannot be meant."""
     for file in manifest.files:
         if leaves(file.path):
-            raise BadArtifact(f"{path}: file path {file.path!r} leaves the artifact folder")
+            raise BadArtifact(f"{path}: file path {file.path!r} leaves the artifact folder, or is too long")
         if file.bytes < 0 or len(file.sha256) != 64 or set(file.sha256) - set(string.hexdigits):
             raise BadArtifact(f"{path}: {file.path} has no size and SHA-256 that a file can have", hint="export again")
     for what in _impossible(manifest):
@@ -32,8 +34,10 @@ def check(manifest: Manifest, path: Path) -> None:
 
 
 def leaves(name: str) -> bool:
-    """Whether a relative path with forward slashes might lead out of its folder, on any system."""
+    """Whether a relative path with forward slashes might lead out of its folder, or is longer than names can be."""
     parts = PurePosixPath(name).parts
+    if len(name) > LONGEST_NAME or any(len(part.encode(errors="surrogatepass")) > LONGEST_PART for part in parts):
+        return True
     return not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
 
 

@@ -137,6 +137,9 @@ def _pickled(path: Path, stream: IO[bytes], archive: zipfile.ZipFile) -> zipfile
     if not pickled:
         listing = ", ".join(names[:3]) or "nothing"
         raise BadCheckpoint(f"{path} is a zip archive but not a torch file: it holds {listing}", hint="unpack it first")
+    root = pickled[0].filename.removesuffix("data.pkl")
+    if strangers := [name for name in names if not name.startswith(root)]:
+        raise BadCheckpoint(f"{path} holds {strangers[0]!r} beside {root}", hint="use the file as torch.save wrote it")
     # Mapping what is compressed or encrypted would read that as weights.
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ENCRYPTED for entry in entries):
         raise BadCheckpoint(

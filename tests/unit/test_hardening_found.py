@@ -19,7 +19,7 @@ from runtimes.mil import from_pte
 from runtimes.schema import to_plain
 from tests.fuzz import oracle
 from tests.fuzz.readers import manifest as manifests
-from tests.fuzz.readers import matrix_plan, results
+from tests.fuzz.readers import matrix_plan, mil_package, results
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +102,15 @@ def named(name: str) -> list[Any]:
     return [{"kind": 0, "dataRegion": {"offset": 0, "size": 8}}, {"kind": 1, "children": {name: 0}}]
 
 
+def model_named(name: str) -> Callable[[Path], bytes]:
+    def made(folder: Path) -> bytes:
+        document = json.loads(next(mil_package.seeds(folder)))
+        document["itemInfoEntries"][document["rootModelIdentifier"]]["path"] = name
+        return json.dumps(document).encode()
+
+    return made
+
+
 def listed(name: str) -> dict[str, Any]:
     return {"path": name, "bytes": 0, "sha256": "0" * 64}
 
@@ -143,8 +152,11 @@ FOUND: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "weights that are a folder": ("pth", listed_as_a_folder, "has 25 bytes for 6 values"),
     "a tokenizer that is none": ("tokenizer", lambda folder: b"{}", "is not a tokenizer"),
     "folders that hold each other": ("pte_coreml", file_system(nested(40)), "file name"),
-    "a file name longer than systems allow": ("pte_coreml", file_system(named("a" * 5000)), "a path of 5000"),
-    "a name that is too long in bytes only": ("pte_coreml", file_system(named("ÿ" * 200)), "a path of 400"),
+    "a file name longer than systems allow": ("pte_coreml", file_system(named("a" * 5000)), "file name"),
+    "a name that is too long in bytes only": ("pte_coreml", file_system(named("ÿ" * 200)), "file name"),
+    "a path that is too long in bytes only": ("pte_coreml", file_system(named("ÿ" * 120)), "a path of 240"),
+    "a model's file of such a name": ("mil_package", model_named("1" * 300), "is missing"),
+    "a listed file of such a name": ("manifest", manifest(lambda d: d["files"].append(listed("ÿ" * 130))), "too long"),
     "a file instead of a delegate's folder": ("pte_coreml", file_system(named("a")[:1]), "topmost node is a file"),
     "a NUL in a delegate's file name": ("pte_coreml", file_system(named("a\0b")), "file name"),
     "a drive in a delegate's file name": ("pte_coreml", file_system(named("C:a")), "file name"),

@@ -2,8 +2,8 @@
 
 python benchmarks/targets.py out/targets --json benchmarks/results/<machine>/targets-<date>.json
 
-What is exported already is taken as it is. A target whose toolchain this machine lacks is named and left out.
-`matrix.py` prints the results as tables.
+What is exported already is taken as it is; rows are kept beside the results as they come. A target whose toolchain this
+machine lacks is named and left out. `matrix.py` prints the results as tables.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from rwkv_export import output
 from validation import measure, outcome, validate
 from validation.evidence import Evidence, evidence
 from validation.outcome import Parity, Results
+from validation.rows import Journal, Keep
+
+TEXT = 256
+"""Tokens of text that are predicted: emulators take half a second for each."""
 
 
 def made(folder: Path) -> list[Path]:
@@ -37,12 +41,12 @@ def made(folder: Path) -> list[Path]:
     return artifacts
 
 
-def proven(artifacts: list[Path]) -> Results:
+def proven(artifacts: list[Path], keep: Keep) -> Results:
     """Parity and text of all, speed of those that passed on hardware."""
     with output.talking(quiet=False) as progress:
-        found = validate(artifacts, progress=progress)
+        found = validate(artifacts, quality_tokens=TEXT, keep=keep, progress=progress)
         fast = {row.identity.artifact for row in found.parity if _on_hardware(row)}
-        timed = measure([path for path in artifacts if path.name in fast], progress=progress)
+        timed = measure([path for path in artifacts if path.name in fast], keep=keep, progress=progress)
     return replace(found, latency=timed.latency)
 
 
@@ -55,7 +59,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where artifacts are")
     parser.add_argument("--json", type=Path, required=True, help="results file to write")
     asked = parser.parse_args()
-    outcome.write(proven(made(asked.folder)), asked.json)
+    artifacts, journal = made(asked.folder), Journal(asked.json)
+    outcome.write(proven(artifacts, journal.keep), asked.json)
+    journal.end()
 
 
 if __name__ == "__main__":

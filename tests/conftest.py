@@ -16,8 +16,9 @@ from tests.models import random_checkpoint
 
 AWKWARD = {"layers": 2, "width": 96, "head_size": 32, "vocab": 101, "ffn": 232}  # 3 heads; nothing a power of two
 
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")  # that a machine is busy is no failure
+# A busy machine is no failure, and tests tell of the change alone: tests/fuzz is what looks for new inputs.
+settings.register_profile("patient", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
